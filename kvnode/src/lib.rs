@@ -1,0 +1,5 @@
+//! A node of a distributed, replicated, causally consistent, sharded key-value store.
+
+pub mod core;
+pub mod storage;
+pub mod wire;

@@ -1,0 +1,98 @@
+//! Where a replica keeps its versions and the few facts it must not forget.
+//!
+//! The core reads through [`Store`] and stages changes in it; a staged change is visible to reads at once. The node's
+//! loop calls [`Store::commit`] once per turn, *before* any answer or message of that turn leaves: all staged changes
+//! reach the operating system in one atomic batch. [`Store::syncer`] makes committed batches survive a loss of power.
+//!
+//! Invariant: after a crash the store holds a prefix of the committed batches, at least all that were synced, and, if
+//! only the process died, all that were committed.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::core::causal::Vector;
+use crate::core::clock::Stamp;
+use crate::wire::ident::{Dot, Key, Slot};
+
+/// One version of one key. `value` is the client's JSON text, byte for byte; `None` is a tombstone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// Decides between concurrent versions; larger (stamp, origin) wins.
+    pub stamp: Stamp,
+    /// The write that made this version.
+    pub dot: Dot,
+    pub value: Option<Bytes>,
+    /// What the write depends on in other shards, less what is stable there.
+    pub deps: Vector,
+}
+
+/// A small named fact, kept beside the data and changed in the same batch: the topology, the vector, the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fact(pub &'static str);
+
+/// The store can't go on. The process that owns it stops serving.
+#[derive(Debug)]
+pub enum StoreError {
+    /// No room left; nothing of the batch was kept.
+    Full(String),
+    /// What was read is not what was written.
+    Damaged(String),
+    /// Anything else the engine or the operating system reports.
+    Io(String),
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full(what) => write!(f, "no room left to store data: {what}"),
+            Self::Damaged(what) => write!(f, "stored data is damaged: {what}"),
+            Self::Io(what) => write!(f, "storage failed: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// Forces what was committed before the call to stable media. May block; may be called from another thread.
+pub trait Syncer: Send + Sync {
+    fn sync(&self) -> Result<()>;
+}
+
+/// Versions by slot and key, and facts. One writer.
+pub trait Store: Send {
+    fn get(&self, slot: Slot, key: &Key) -> Result<Option<Version>>;
+
+    /// Stages a version in place of whatever the key has.
+    fn put(&mut self, slot: Slot, key: &Key, version: Version);
+
+    /// Stages the removal of the key's version, tombstone or not.
+    fn remove(&mut self, slot: Slot, key: &Key);
+
+    fn fact(&self, name: Fact) -> Result<Option<Vec<u8>>>;
+
+    fn set_fact(&mut self, name: Fact, value: Vec<u8>);
+
+    /// Up to `limit` versions of one slot, tombstones included, in key order, after `after`. Staged changes included.
+    fn slot(&self, slot: Slot, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>>;
+
+    /// Up to `limit` versions, tombstones included, whose keys start with `prefix`, over all slots in key order, after
+    /// `after`. Staged changes included.
+    fn keys(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>>;
+
+    /// Calls `visit` once for every version, in no particular order. For start-up, when nothing is staged.
+    fn scan(&self, visit: &mut dyn FnMut(Slot, &Key, &Version)) -> Result<()>;
+
+    /// Hands all staged changes to the operating system as one atomic batch; with nothing staged it does nothing.
+    /// After an error nothing of the batch is visible.
+    fn commit(&mut self) -> Result<()>;
+
+    /// `None` where there is nothing to sync: data in memory lives and dies with the process.
+    fn syncer(&self) -> Option<std::sync::Arc<dyn Syncer>>;
+}
+
+pub mod durable;
+pub mod memory;

@@ -1,0 +1,200 @@
+//! Names of things: addresses, nodes, shards, slots, keys, origins and dots.
+//!
+//! All of them are newtypes, so that a slot can't be passed where a shard is meant. They are `Ord` because the core
+//! keeps its state in ordered maps: the same events always produce the same effects.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// Slots the key space is cut into. A slot is the unit that moves between shards.
+pub const SLOT_COUNT: u16 = 16_384;
+
+/// Where a node is reached: `HOST:PORT`, the host an IPv4 address, a bracketed IPv6 address or a DNS name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Addr(Arc<str>);
+
+/// The text was no `HOST:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadAddr(pub String);
+
+impl fmt::Display for BadAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "'{}' is no HOST:PORT such as 10.10.0.2:8090, kv-1.example:8090 or [::1]:8090", self.0)
+    }
+}
+
+impl std::error::Error for BadAddr {}
+
+impl Addr {
+    /// The text as given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The part after the last colon.
+    pub fn port(&self) -> u16 {
+        let (_, port) = self.0.rsplit_once(':').expect("checked when the address was made");
+        port.parse().expect("checked when the address was made")
+    }
+}
+
+fn host_is_valid(host: &str) -> bool {
+    if let Some(inner) = host.strip_prefix('[') {
+        return inner.strip_suffix(']').is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok());
+    }
+    if host.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        return host.parse::<std::net::Ipv4Addr>().is_ok();
+    }
+    let label_is_valid = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    host.len() <= 253 && host.split('.').all(label_is_valid)
+}
+
+impl FromStr for Addr {
+    type Err = BadAddr;
+
+    fn from_str(text: &str) -> Result<Self, BadAddr> {
+        let bad = || BadAddr(text.chars().take(100).collect());
+        let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
+        let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+        if !digits || !port.parse::<u16>().is_ok_and(|p| p > 0) || !host_is_valid(host) {
+            return Err(bad());
+        }
+        Ok(Self(text.to_ascii_lowercase().into()))
+    }
+}
+
+impl TryFrom<String> for Addr {
+    type Error = BadAddr;
+
+    fn try_from(text: String) -> Result<Self, BadAddr> {
+        text.parse()
+    }
+}
+
+impl From<Addr> for String {
+    fn from(addr: Addr) -> Self {
+        addr.0.as_ref().to_owned()
+    }
+}
+
+impl fmt::Display for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A key of the store: UTF-8, 1 to `--max-key-chars` characters (checked at the door).
+pub type Key = Arc<str>;
+
+/// A node, numbered once by the topology and never again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NodeId(pub u32);
+
+/// A shard; written `s1`, `s2`, … to clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ShardId(pub u32);
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s{}", self.0)
+    }
+}
+
+impl FromStr for ShardId {
+    type Err = ();
+
+    /// Accepts exactly what `Display` writes: no leading zero, no sign.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let id = text.strip_prefix('s').and_then(|n| n.parse().ok()).map(Self).ok_or(())?;
+        if id.to_string() == text { Ok(id) } else { Err(()) }
+    }
+}
+
+/// One of [`SLOT_COUNT`] parts of the key space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Slot(pub u16);
+
+impl Slot {
+    /// The slot of a key: xxh3 (64 bits) of its UTF-8 bytes modulo [`SLOT_COUNT`].
+    pub fn of(key: &str) -> Self {
+        let hash = xxhash_rust::xxh3::xxh3_64(key.as_bytes());
+        Self((hash % u64::from(SLOT_COUNT)) as u16)
+    }
+}
+
+/// Number of a layout; rises only when a slot or a member changes place. The first layout is 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Epoch(pub u32);
+
+/// One life of a node's process. Of two lives of one node the later has the larger number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Incarnation(pub u64);
+
+/// One writer: a node, in one layout epoch, in one life. Its writes are numbered 1, 2, 3, …
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Origin {
+    pub node: NodeId,
+    pub epoch: Epoch,
+    pub incarnation: Incarnation,
+}
+
+/// Names one write, for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Dot {
+    pub origin: Origin,
+    pub seq: u64,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "n{}.e{}.{}", self.node.0, self.epoch.0, self.incarnation.0)
+    }
+}
+
+impl fmt::Display for Dot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.origin, self.seq)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_are_some() {
+        for good in ["10.10.0.2:8090", "[::1]:8090", "kv-1.example.org:1", "localhost:65535", "a_b:80"] {
+            assert_eq!(good.parse::<Addr>().unwrap().as_str(), good);
+        }
+        assert_eq!("Alice:8090".parse::<Addr>().unwrap().as_str(), "alice:8090");
+        assert_eq!("[::1]:8090".parse::<Addr>().unwrap().port(), 8090);
+    }
+
+    #[test]
+    fn addresses_that_are_none() {
+        let bad = ["", ":", "10.10.0.2", "10.10.0.2:", "10.10.0.2:0", "10.10.0.2:65536", "10.10.0.2:+80", "10.10.0:80"];
+        let worse =
+            ["10.10.0.300:80", "::1:80", "[::1:80", "[zz]:80", "a b:80", "-a:80", "a..b:80", "é:80", "http://a:80"];
+        for text in bad.iter().chain(&worse) {
+            assert!(text.parse::<Addr>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn shard_ids_have_one_spelling() {
+        assert_eq!("s12".parse(), Ok(ShardId(12)));
+        for bad in ["12", "s", "s+1", "s01", "S1", "s99999999999"] {
+            assert_eq!(bad.parse::<ShardId>(), Err(()), "{bad}");
+        }
+    }
+}
