@@ -344,7 +344,7 @@ impl Core {
         let me = topology.node_at(&self.settings.me);
         let mut peers = std::mem::take(&mut self.peers);
         for addr in topology.nodes.values().filter(|&addr| *addr != self.settings.me) {
-            self.peers.insert(addr.clone(), peers.remove(addr).unwrap_or_else(Peer::new));
+            self.peers.insert(addr.clone(), peers.remove(addr).unwrap_or_default());
         }
         self.me = me;
         self.replica = me.and_then(|me| {
