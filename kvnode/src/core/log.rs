@@ -91,6 +91,13 @@ impl Log {
         Some(positions.map(|position| self.at(*position)).take_while(fits).cloned().collect())
     }
 
+    /// The writes at `position` or later, and the position after the last.
+    pub fn from(&self, position: u64) -> (u64, Vec<&Write>) {
+        let start = position.saturating_sub(self.base) as usize;
+        let writes = self.entries.range(start.min(self.entries.len())..).collect();
+        (self.base + self.entries.len() as u64, writes)
+    }
+
     fn at(&self, position: u64) -> &Write {
         &self.entries[(position - self.base) as usize]
     }

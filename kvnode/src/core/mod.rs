@@ -309,11 +309,6 @@ impl Core {
         }
     }
 
-    /// The store, when a simulated crash takes it back.
-    pub fn into_store(self) -> Box<dyn Store> {
-        self.store
-    }
-
     /// Begins to leave: no new requests of clients, `ready` says no.
     pub fn begin_drain(&mut self) {
         self.draining = true;

@@ -69,7 +69,11 @@ struct Unacknowledged {
     dot: Dot,
     deadline_ms: u64,
     done: WriteDone,
-    context: Context,
+    /// The own-shard part of the writer's context. The write's dot stands for it wherever the write is held; while that is
+    /// here alone, the client has to carry it on, or the loss of this node would lose more than the write.
+    own: Vector,
+    /// The rest of the writer's context, and the dot.
+    seen: Vector,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -222,12 +226,11 @@ impl Core {
             (Some(_), true) => WriteDone::Replaced,
             (Some(_), false) => WriteDone::Created,
         };
-        let dot = self.apply_own_write(key, value, own, foreign.clone())?;
+        let dot = self.apply_own_write(key, value, own.clone(), foreign.clone())?;
         let mut seen = foreign;
         seen.raise(dot.origin, dot.seq);
-        let context = self.context(seen);
         let deadline_ms = self.now.mono_ms + self.settings.ack_wait_ms;
-        self.waiting.unacknowledged.push_back(Unacknowledged { requester, dot, deadline_ms, done, context });
+        self.waiting.unacknowledged.push_back(Unacknowledged { requester, dot, deadline_ms, done, own, seen });
         self.wake_mates();
         Ok(())
     }
@@ -360,12 +363,17 @@ impl Core {
             let possible = 1 + reachable.iter().filter(|&&seq| seq < write.dot.seq).count() + (copies - 1);
             let enough = copies >= majority.min(possible).min(size);
             if enough || now >= write.deadline_ms {
-                answers.push((write.requester.clone(), write.done, write.context.clone(), copies as u32));
+                let mut seen = write.seen.clone();
+                if copies == 1 {
+                    seen.merge(&write.own);
+                }
+                answers.push((write.requester.clone(), write.done, seen, copies as u32));
                 return false;
             }
             true
         });
-        for (requester, done, context, replicas) in answers {
+        for (requester, done, seen, replicas) in answers {
+            let context = self.context(seen);
             let answer = match done {
                 WriteDone::Created => Answer::Created { context, replicas },
                 WriteDone::Replaced => Answer::Replaced { context, replicas },

@@ -197,6 +197,12 @@ impl Core {
         self.store.keys("", None, usize::MAX)
     }
 
+    /// The writes logged at `position` (counted from the start of the process) or later, and the next position: for tests
+    /// that follow what a replica applies.
+    pub fn log_from(&self, position: u64) -> (u64, Vec<&crate::wire::peer::Write>) {
+        self.replica.as_ref().map_or((position, Vec::new()), |replica| replica.log.from(position))
+    }
+
     /// The clock's last reading.
     pub fn clock(&self) -> Stamp {
         self.replica.as_ref().map_or_else(Stamp::default, |replica| replica.clock.last())
