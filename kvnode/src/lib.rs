@@ -1,8 +1,14 @@
 //! A node of a distributed, replicated, causally consistent, sharded key-value store.
 
+pub mod config;
 pub mod core;
+pub mod http;
+pub mod limits;
+pub mod logging;
 pub mod metrics;
 pub mod node;
 pub mod peer;
+pub mod run;
+mod setting;
 pub mod storage;
 pub mod wire;

@@ -12,10 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use hyper::header::{HeaderName, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
 use tokio::sync::{Notify, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
+use crate::config::Fsync;
 use crate::core::request::{Answer, Op};
 use crate::core::settings::Settings;
 use crate::core::{Core, Effect, Event, Now, Severity, TICK_MS};
@@ -26,17 +28,6 @@ use crate::wire::peer::{Batch, decode, encode};
 
 /// How long a node that leaves waits for its peers to hold what it wrote.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
-
-/// When committed data is forced to stable media.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fsync {
-    /// Before anything of the turn is answered.
-    Always,
-    /// Every so often, in the background.
-    Interval(Duration),
-    /// When the operating system likes.
-    Never,
-}
 
 /// What a node is made of.
 pub struct NodeParts {
@@ -133,7 +124,7 @@ impl NodeHandle {
         &self,
         headers: &HeaderMap,
         body: Bytes,
-    ) -> std::result::Result<(HeaderMap, Bytes), (StatusCode, String)> {
+    ) -> std::result::Result<((HeaderName, HeaderValue), Bytes), (StatusCode, String)> {
         let proof = headers.get(auth::HEADER).and_then(|value| value.to_str().ok()).unwrap_or("");
         if !self.shared.secret.accepts(&body, proof) {
             return Err((StatusCode::FORBIDDEN, "this cluster's secret was not proven".into()));
@@ -144,10 +135,8 @@ impl NodeHandle {
         self.shared.arrived.notify_one();
         let failing = |_| (StatusCode::SERVICE_UNAVAILABLE, "the node is failing".to_owned());
         let bytes = encode(&answer.await.map_err(failing)?);
-        let mut headers = HeaderMap::new();
-        let proof = self.shared.secret.prove(&bytes);
-        headers.insert(auth::HEADER, proof.parse().expect("base64 is a header value"));
-        Ok((headers, bytes))
+        let proof = self.shared.secret.prove(&bytes).parse().expect("base64 is a header value");
+        Ok(((HeaderName::from_static(auth::HEADER), proof), bytes))
     }
 
     fn look<T>(&self, at: impl FnOnce(&Core) -> T) -> T {

@@ -96,13 +96,15 @@ impl Core {
                     return Some(format!("{addr} was started with another VIEW"));
                 }
                 Some(_) if self.is_reachable(peer) => {}
+                _ if self.settings.form_without.contains(addr) => {}
                 _ => missing.push(addr.as_str()),
             }
         }
         if !missing.is_empty() {
             return Some(format!("waiting for {} to form the cluster", missing.join(", ")));
         }
-        let founder = self.settings.view.iter().min().expect("the view has this node");
+        let counts = |addr: &&Addr| !self.settings.form_without.contains(addr);
+        let founder = self.settings.view.iter().filter(counts).min().unwrap_or(&self.settings.me);
         (*founder != self.settings.me).then(|| format!("waiting for {founder} to form the cluster"))
     }
 
@@ -148,6 +150,7 @@ impl Core {
         for &node in &replica.others {
             let (Some(addr), Some(peer)) = (self.addr_of(node), self.peer_of(node)) else { continue };
             match peer.stage {
+                _ if !self.is_reachable(peer) && self.settings.form_without.contains(addr) => empty += 1,
                 _ if !self.is_reachable(peer) => away.push(addr.as_str()),
                 Some(Stage::Serving | Stage::Leaving) if peer.filled_us => filled += 1,
                 Some(Stage::Serving | Stage::Leaving) => return FillPlan::From(addr.clone()),
@@ -159,7 +162,8 @@ impl Core {
             return FillPlan::Serve;
         }
         if empty == replica.others.len() {
-            let first = replica.others.iter().all(|&node| replica.origin.node < node);
+            let absent = |node| self.addr_of(node).is_some_and(|addr| self.settings.form_without.contains(addr));
+            let first = replica.others.iter().all(|&node| replica.origin.node < node || absent(node));
             return if first { FillPlan::StartEmpty } else { FillPlan::Wait("waiting for its shard to start".into()) };
         }
         FillPlan::Wait(format!("waiting for {} to fill this replica", away.join(", ")))

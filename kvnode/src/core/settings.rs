@@ -8,6 +8,9 @@ pub struct Settings {
     pub me: Addr,
     /// All nodes a new cluster would have, `me` included, in order.
     pub view: Vec<Addr>,
+    /// Nodes of the view that an operator says need not be waited for when a cluster, or a shard that lost everything,
+    /// starts: they are taken to have nothing.
+    pub form_without: Vec<Addr>,
     pub shard_count: u32,
     /// This life's number: the wall clock's milliseconds at start. Raised by the core where a larger one is known.
     pub life: Incarnation,

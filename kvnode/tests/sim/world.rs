@@ -138,6 +138,7 @@ impl World {
         let settings = Settings {
             me: self.nodes[node].addr.clone(),
             view: self.nodes.iter().map(|node| node.addr.clone()).collect(),
+            form_without: Vec::new(),
             shard_count: self.shard_count,
             life: Incarnation(self.wall_ms(node)),
             entropy,

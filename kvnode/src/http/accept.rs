@@ -1,0 +1,177 @@
+//! Taking connections in: how many at once, what happens to those beyond, and how they end when the node stops.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Front;
+use super::conn::{Guarded, Progress};
+use super::handle::{Arrival, filter};
+use super::reply::canned;
+
+/// Connections beyond the bound that are told so at once; the rest is just closed.
+const REFUSALS_MAX: usize = 64;
+/// How long telling them may take.
+const REFUSAL_TIME: Duration = Duration::from_secs(1);
+/// First and longest pause after accepting failed. Waiting connections stay in the kernel's queue meanwhile.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+/// A failure that goes on is logged this often.
+const COMPLAINT_EVERY: Duration = Duration::from_secs(10);
+
+/// Serves until `closing` turns true, then lets the connections finish what they have begun; ends when all are closed.
+/// Bounding that time is the caller's part.
+pub async fn serve(listener: TcpListener, front: Arc<Front>, mut closing: watch::Receiver<bool>) {
+    let limits = &front.limits;
+    let connections_max = connections_max(limits.max_connections);
+    let connections = Arc::new(Semaphore::new(connections_max));
+    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
+    let filter = filter(front.clone());
+    let mut trouble = Trouble::default();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = told(&mut closing) => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                trouble.is_over();
+                match connections.clone().try_acquire_owned() {
+                    Ok(permit) => {
+                        let service = TowerToHyperService::new(warp::service(filter.clone()));
+                        tokio::spawn(connection(stream, front.clone(), service, closing.clone(), permit));
+                    }
+                    Err(_) => refuse(stream, &refusals),
+                }
+            }
+            Err(error) => trouble.pause(&error).await,
+        }
+    }
+    drop(listener);
+    let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
+    let _ = connections.acquire_many(all).await;
+}
+
+/// Waits until the server is closing, also because whoever would say so is gone.
+async fn told(closing: &mut watch::Receiver<bool>) {
+    let _ = closing.wait_for(|closing| *closing).await;
+}
+
+/// One connection, to its end.
+async fn connection<S>(
+    stream: TcpStream,
+    front: Arc<Front>,
+    service: S,
+    mut closing: watch::Receiver<bool>,
+    permit: OwnedSemaphorePermit,
+) where
+    S: Service<hyper::Request<Incoming>, Response = warp::reply::Response, Error = std::convert::Infallible>,
+{
+    let _ = stream.set_nodelay(true);
+    let progress = Progress::new();
+    let socket = TokioIo::new(Guarded::new(stream, progress.clone(), &front.limits));
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        progress.request_begins();
+        let arrival = Arrival { target: request.uri().clone(), progress: progress.clone() };
+        request.extensions_mut().insert(arrival);
+        service.call(request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // The guard does this, and tells a half header from an idle connection.
+        .header_read_timeout(None)
+        .max_headers(front.limits.max_headers)
+        .max_header_size(front.limits.max_header_bytes)
+        .max_buf_size(front.limits.max_header_bytes.max(64 << 10))
+        .serve_connection(socket, service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        biased;
+        ended = connection.as_mut() => ended,
+        () = told(&mut closing) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended early");
+    }
+    drop(permit);
+}
+
+/// Says that there are too many connections, without letting that grow into a second crowd.
+fn refuse(mut stream: TcpStream, refusals: &Arc<Semaphore>) {
+    let Ok(permit) = refusals.clone().try_acquire_owned() else { return };
+    tokio::spawn(async move {
+        let answer = canned(StatusCode::SERVICE_UNAVAILABLE, "Too many connections");
+        let talk = async {
+            stream.write_all(&answer).await?;
+            stream.shutdown().await?;
+            // What the client sends is read, so that closing doesn't reset the connection under the answer.
+            let mut discarded = [0; 1024];
+            while stream.read(&mut discarded).await? > 0 {}
+            io::Result::Ok(())
+        };
+        let _ = timeout(REFUSAL_TIME, talk).await;
+        drop(permit);
+    });
+}
+
+/// Accepting that fails, mostly for want of file handles.
+#[derive(Default)]
+struct Trouble {
+    pause: Option<Duration>,
+    complained: Option<Instant>,
+}
+
+impl Trouble {
+    fn is_over(&mut self) {
+        self.pause = None;
+    }
+
+    async fn pause(&mut self, error: &io::Error) {
+        // The client went away while it waited: its trouble, not ours.
+        if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+            return;
+        }
+        if self.complained.is_none_or(|at| at.elapsed() >= COMPLAINT_EVERY) {
+            self.complained = Some(Instant::now());
+            tracing::warn!(%error, "no connection can be accepted; waiting for handles to become free");
+        }
+        let pause = self.pause.map_or(PAUSE.0, |last| (last * 2).min(PAUSE.1));
+        self.pause = Some(pause);
+        sleep(pause).await;
+    }
+}
+
+/// File handles kept back for the store, the peers and the log.
+const HANDLES_RESERVED: u64 = 256;
+
+/// Raises the process's limit on file handles as far as it may, and takes no more connections than fit.
+fn connections_max(wanted: usize) -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::debug!(%error, "the limit on file handles can't be raised");
+        }
+    }
+    let Some(handles) = getrlimit(Resource::Nofile).current else { return wanted };
+    let fits = usize::try_from(handles.saturating_sub(HANDLES_RESERVED)).unwrap_or(usize::MAX).max(16);
+    if fits < wanted {
+        tracing::warn!(wanted, fits, handles, "fewer connections than configured: file handles are short");
+    }
+    wanted.min(fits).min(Semaphore::MAX_PERMITS).min(u32::MAX as usize)
+}

@@ -1,0 +1,56 @@
+//! The HTTP front end: one port for clients, operators and the other nodes.
+//!
+//! A connection is hyper's own loop over a guarded socket ([`conn`]: time limits on silence, half headers and answers that
+//! nobody takes). Its requests go through one warp filter that only takes them apart; everything else is plain code:
+//!
+//! [`accept`] → [`conn`] → [`handle`] → [`route`] (which request is it?) → [`body`] (read it, within bounds) →
+//! [`fields`], [`query`] (what does it say?) → the node → [`reply`] (every answer and every refusal is written there).
+//!
+//! `warp::serve` and warp's own path, body and rejection filters are not used: they know no header time-out, don't decode
+//! paths, refuse chunked bodies, and answer text instead of JSON.
+//!
+//! Decisions where the contract leaves room: HEAD is GET without the body; OPTIONS is a method that no path has (405). A
+//! field given twice in a body is refused (400), an unknown one is ignored. A `%` that starts no escape is refused. Bodies
+//! of requests that have no use for one are read, within the bounds, and ignored. In a query `+` is a space.
+
+use std::sync::Arc;
+
+use crate::limits::Limits;
+use crate::node::NodeHandle;
+
+pub mod accept;
+mod body;
+mod conn;
+mod fields;
+mod gate;
+mod handle;
+mod query;
+mod reply;
+mod route;
+
+pub use gate::Gate;
+
+/// Bytes of peer batches held at once, as a multiple of the largest one.
+const PEER_BODIES_HELD: usize = 4;
+
+/// What every request needs.
+pub struct Front {
+    node: NodeHandle,
+    limits: Limits,
+    gate: Gate,
+    /// Client bodies and peer bodies are counted apart, so that clients can't keep the nodes from talking.
+    client_bodies: Arc<gate::Budget>,
+    peer_bodies: Arc<gate::Budget>,
+}
+
+impl Front {
+    pub fn new(node: NodeHandle, limits: Limits) -> Arc<Self> {
+        let client_bodies = gate::Budget::new(limits.max_bodies);
+        let peer_bodies = gate::Budget::new(limits.max_peer_body.saturating_mul(PEER_BODIES_HELD));
+        Arc::new(Self { node, limits, gate: Gate::default(), client_bodies, peer_bodies })
+    }
+
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+}

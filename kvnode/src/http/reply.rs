@@ -1,0 +1,219 @@
+//! Every answer that leaves the node: the literals and fields of the contract, and the one table from what went wrong to a
+//! status.
+
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::fields::METADATA_HEADER;
+use super::query;
+use crate::core::request::{Answer, Missing};
+use crate::node::NotReady;
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const CLOSE: (HeaderName, HeaderValue) = (CONNECTION, HeaderValue::from_static("close"));
+const COME_BACK: (HeaderName, HeaderValue) = (RETRY_AFTER, HeaderValue::from_static("1"));
+
+/// An answer before it becomes warp's.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: StatusCode,
+    content_type: HeaderValue,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    pub body: Vec<u8>,
+}
+
+/// Why a request is turned away before the node is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    UnknownPath,
+    WrongMethod(&'static [Method]),
+    BodyTooLarge {
+        max: usize,
+    },
+    BodyStalled,
+    BodyBroken,
+    BadBody(String),
+    BadKey(&'static str),
+    KeyTooLong,
+    NoValue,
+    MalformedMetadata,
+    BadQuery(&'static str),
+    NoSuchShard,
+    Busy {
+        what: String,
+    },
+    NotReady(String),
+    Stopping,
+    /// What another node's batch got.
+    Peer(StatusCode, String),
+}
+
+impl From<NotReady> for Refusal {
+    fn from(not_ready: NotReady) -> Self {
+        Self::NotReady(not_ready.0)
+    }
+}
+
+impl Reply {
+    pub fn json(status: StatusCode, body: &Value) -> Self {
+        Self { status, content_type: JSON, headers: Vec::new(), body: body.to_string().into_bytes() }
+    }
+
+    pub fn ok(body: &Value) -> Self {
+        Self::json(StatusCode::OK, body)
+    }
+
+    pub fn bytes(content_type: &'static str, body: Vec<u8>) -> Self {
+        let content_type = HeaderValue::from_static(content_type);
+        Self { status: StatusCode::OK, content_type, headers: Vec::new(), body }
+    }
+
+    fn error(status: StatusCode, error: &str) -> Self {
+        Self::json(status, &json!({ "error": error }))
+    }
+
+    pub fn with(mut self, header: (HeaderName, HeaderValue)) -> Self {
+        self.headers.push(header);
+        self
+    }
+
+    /// An object of `fields`, which are whole JSON members, with the causal metadata as its last member and as a header.
+    fn causal(status: StatusCode, fields: &[&[u8]], token: &str) -> Self {
+        let mut body = Vec::with_capacity(fields.iter().map(|f| f.len()).sum::<usize>() + token.len() + 32);
+        body.push(b'{');
+        for field in fields {
+            body.extend_from_slice(field);
+        }
+        body.extend_from_slice(b",\"causal-metadata\":");
+        body.extend_from_slice(Value::from(token).to_string().as_bytes());
+        body.push(b'}');
+        let reply = Self { status, content_type: JSON, headers: Vec::new(), body };
+        match HeaderValue::from_str(token) {
+            Ok(value) => reply.with((HeaderName::from_static(METADATA_HEADER), value)),
+            Err(_) => reply,
+        }
+    }
+
+    fn written(status: StatusCode, result: &str, replicas: u32, token: &str) -> Self {
+        let fields = format!(r#""result":"{result}","replicas":{replicas}"#);
+        Self::causal(status, &[fields.as_bytes()], token)
+    }
+
+    /// The node's answer to a data request.
+    pub fn of(answer: Answer<String>) -> Self {
+        match answer {
+            Answer::Found { value, context } => {
+                Self::causal(StatusCode::OK, &[br#""result":"found","value":"#, &value], &context)
+            }
+            Answer::NotFound { context } => {
+                Self::causal(StatusCode::NOT_FOUND, &[br#""error":"Key does not exist""#], &context)
+            }
+            Answer::Created { context, replicas } => Self::written(StatusCode::CREATED, "created", replicas, &context),
+            Answer::Replaced { context, replicas } => Self::written(StatusCode::OK, "replaced", replicas, &context),
+            Answer::Deleted { context, replicas } => Self::written(StatusCode::OK, "deleted", replicas, &context),
+            Answer::Keys { keys, next, context } => {
+                let next = next.as_ref().map(query::cursor);
+                let fields = format!(
+                    r#""keys":{},"cursor":{}"#,
+                    json!(keys.iter().map(|k| &**k).collect::<Vec<_>>()),
+                    json!(next)
+                );
+                Self::causal(StatusCode::OK, &[fields.as_bytes()], &context)
+            }
+            Answer::Count(count) => Self::ok(&json!({ "shard-key-count": count })),
+            other => Self::of_failure(other),
+        }
+    }
+
+    fn of_failure(answer: Answer<String>) -> Self {
+        let unavailable = |error: &str| Self::error(StatusCode::SERVICE_UNAVAILABLE, error);
+        match answer {
+            Answer::Malformed => Refusal::MalformedMetadata.reply(),
+            Answer::NoSuchShard => Refusal::NoSuchShard.reply(),
+            Answer::Busy { what } => Refusal::Busy { what }.reply(),
+            Answer::NotReady { reason } => Refusal::NotReady(reason).reply(),
+            Answer::Unsatisfied { missing } => Self::unsatisfied(&missing),
+            Answer::NoReplica { shard } => {
+                unavailable(&format!("No replica of shard {shard} is reachable")).with(COME_BACK)
+            }
+            // No Retry-After: a client that follows it blindly would write twice.
+            Answer::OutcomeUnknown => Self::json(
+                StatusCode::SERVICE_UNAVAILABLE,
+                &json!({ "error": "The write was passed on and not confirmed; it may or may not take effect", "outcome": "unknown" }),
+            ),
+            Answer::Full { reason } => Self::error(StatusCode::INSUFFICIENT_STORAGE, &reason),
+            success => unreachable!("Reply::of handles {success:?}"),
+        }
+    }
+
+    fn unsatisfied(missing: &[Missing]) -> Self {
+        let describe = |m: &Missing| json!({ "writer": m.writer, "from": m.from, "to": m.to, "held_by": m.held_by });
+        let body = json!({
+            "error": "Causal dependencies not satisfied; try again later",
+            "missing": missing.iter().map(describe).collect::<Vec<_>>(),
+        });
+        Self::json(StatusCode::SERVICE_UNAVAILABLE, &body).with(COME_BACK)
+    }
+
+    pub fn into_response(self) -> warp::reply::Response {
+        let mut response = warp::reply::Response::new(self.body.into());
+        *response.status_mut() = self.status;
+        response.headers_mut().insert(CONTENT_TYPE, self.content_type);
+        for (name, value) in self.headers {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+}
+
+impl Refusal {
+    /// The one place where errors become statuses.
+    pub fn reply(self) -> Reply {
+        let bad = |error: &str| Reply::error(StatusCode::BAD_REQUEST, error);
+        match self {
+            Self::UnknownPath => Reply::error(StatusCode::NOT_FOUND, "No such path"),
+            Self::WrongMethod(allowed) => {
+                let allow: Vec<&str> = allowed.iter().map(Method::as_str).collect();
+                let allow = HeaderValue::from_str(&allow.join(", ")).expect("method names are header text");
+                Reply::error(StatusCode::METHOD_NOT_ALLOWED, "The path does not have this method").with((ALLOW, allow))
+            }
+            Self::BodyTooLarge { max } => {
+                Reply::error(StatusCode::PAYLOAD_TOO_LARGE, &format!("The body is larger than {max} bytes"))
+            }
+            Self::BodyStalled => {
+                Reply::error(StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time").with(CLOSE)
+            }
+            Self::BodyBroken => bad("The body ended early or is encoded wrongly").with(CLOSE),
+            Self::BadBody(why) => bad(&format!("Malformed body: {why}")),
+            Self::BadKey(why) => bad(&format!("Malformed key: {why}")),
+            Self::KeyTooLong => bad("Key is too long"),
+            Self::NoValue => bad("PUT request does not specify a value"),
+            Self::MalformedMetadata => bad("Malformed causal-metadata"),
+            Self::BadQuery(why) => bad(&format!("Malformed query: {why}")),
+            Self::NoSuchShard => Reply::error(StatusCode::NOT_FOUND, "Shard ID not found"),
+            Self::Busy { what } => {
+                Reply::error(StatusCode::SERVICE_UNAVAILABLE, &format!("Too much waiting already: {what}"))
+                    .with(COME_BACK)
+            }
+            Self::NotReady(reason) => Reply::error(StatusCode::SERVICE_UNAVAILABLE, &reason).with(COME_BACK),
+            Self::Stopping => {
+                let reply = Reply::error(StatusCode::SERVICE_UNAVAILABLE, "This node is shutting down");
+                reply.with(COME_BACK).with(CLOSE)
+            }
+            Self::Peer(status, error) => Reply::error(status, &error),
+        }
+    }
+}
+
+/// A whole answer as bytes, for connections that have no request to answer.
+pub fn canned(status: StatusCode, error: &str) -> Vec<u8> {
+    let body = json!({ "error": error }).to_string();
+    let retry = if status == StatusCode::SERVICE_UNAVAILABLE { "retry-after: 1\r\n" } else { "" };
+    let head =
+        format!("content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n{retry}", body.len());
+    format!("HTTP/1.1 {status}\r\n{head}\r\n{body}").into_bytes()
+}
+
+#[cfg(test)]
+mod tests;

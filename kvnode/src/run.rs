@@ -1,0 +1,153 @@
+//! The life of the process after its settings are known: bind, start the node, serve, stop in order.
+
+use std::future::Future;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::config::{Config, Fsync};
+use crate::core::settings::Settings;
+use crate::http::{Front, accept};
+use crate::node::{NodeHandle, NodeParts};
+use crate::storage::Store;
+use crate::storage::memory::MemoryStore;
+use crate::wire::ident::Incarnation;
+
+/// Status for settings that can't be used, as for a wrong command line.
+pub const EXIT_USAGE: u8 = 2;
+/// Status after a failure while running.
+const EXIT_FAILED: u8 = 1;
+
+// Together below the 10 s within which the process is gone.
+/// For requests that are in flight when the node is told to stop.
+const FINISH_TIME: Duration = Duration::from_secs(4);
+/// For their answers to be taken by the clients, and for connections to close.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+/// For pushing to the peers what they lack.
+const DRAIN_TIME: Duration = Duration::from_secs(3);
+
+/// Runs a node until it is told to stop (0), can't start with these settings (2), or fails (1).
+pub async fn run(config: Config) -> ExitCode {
+    match start_and_serve(&config).await {
+        Ok(code) => code,
+        Err(line) => {
+            eprintln!("{line}");
+            ExitCode::from(EXIT_USAGE)
+        }
+    }
+}
+
+/// `Err` is what to print: the settings can't be used here.
+async fn start_and_serve(config: &Config) -> Result<ExitCode, String> {
+    let mut stop = Stop::listen()?;
+    let listener = TcpListener::bind(config.listen).await.map_err(|error| {
+        let listen = config.listen;
+        format!("LISTEN_ADDRESS (--listen-address) {listen} can't be bound: {error}; a good value is a free IP:PORT of this host")
+    })?;
+    announce(config);
+    let node = start_node(config)?;
+    let front = Front::new(node.clone(), config.limits.clone());
+    let (close, closing) = watch::channel(false);
+    let server = tokio::spawn(accept::serve(listener, front.clone(), closing));
+
+    let code = tokio::select! {
+        signal = stop.told() => {
+            tracing::info!(signal, "stopping: finishing what is in flight");
+            ExitCode::SUCCESS
+        }
+        why = node.failed() => {
+            tracing::error!(why, "the node can't go on");
+            ExitCode::from(EXIT_FAILED)
+        }
+    };
+    // `/ready` is 503 from here on, and so are new data requests.
+    front.gate().close();
+    let ending = async {
+        within(FINISH_TIME, "requests in flight", front.gate().emptied()).await;
+        let _ = close.send(true);
+        within(CLOSE_TIME, "open connections", server).await;
+        within(DRAIN_TIME, "writes that peers lack", node.drain()).await;
+        tracing::info!("stopped");
+    };
+    tokio::select! {
+        () = ending => Ok(code),
+        signal = stop.told() => {
+            tracing::warn!(signal, "told to stop again: leaving at once");
+            Ok(ExitCode::from(EXIT_FAILED))
+        }
+    }
+}
+
+/// Opens the store and starts the protocol on it. `Err`: the data directory can't be used.
+fn start_node(config: &Config) -> Result<NodeHandle, String> {
+    let store: Box<dyn Store> = Box::new(MemoryStore::new());
+    let parts =
+        NodeParts { settings: settings(config)?, store, fsync: config.fsync, secret: config.cluster_secret.clone() };
+    NodeHandle::start(parts).map_err(|error| error.to_string())
+}
+
+fn settings(config: &Config) -> Result<Settings, String> {
+    let mut entropy = [0; 48];
+    getrandom::fill(&mut entropy).map_err(|error| format!("the system gives no random numbers: {error}"))?;
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let millis = |duration: Duration| duration.as_millis() as u64;
+    let limits = &config.limits;
+    Ok(Settings {
+        me: config.socket_address.clone(),
+        view: config.view.clone(),
+        form_without: config.form_without.clone(),
+        shard_count: config.shard_count,
+        life: Incarnation(millis(since_1970)),
+        entropy,
+        causal_wait_ms: millis(limits.causal_wait),
+        ack_wait_ms: millis(limits.ack_wait),
+        waiting_max: limits.max_parked,
+        forwards_max: limits.max_forwards,
+        peer_queue_weight_max: limits.max_peer_queue,
+        log_weight_max: limits.log_bytes,
+        durable_at_commit: config.data_dir.is_none() || !matches!(config.fsync, Fsync::Interval(_)),
+        mutant: None,
+    })
+}
+
+/// What an operator should know before anything else happens.
+fn announce(config: &Config) {
+    tracing::info!(address = %config.socket_address, listen = %config.listen, nodes = config.view.len(), "starting");
+    if config.data_dir.is_none() {
+        tracing::warn!("no DATA_DIR: data is kept in memory only and lost when this process ends");
+    }
+    if config.cluster_secret.is_none() {
+        tracing::warn!("no CLUSTER_SECRET: everybody who can reach this port is trusted");
+    }
+}
+
+async fn within<F: Future>(limit: Duration, what: &str, future: F) {
+    if timeout(limit, future).await.is_err() {
+        tracing::warn!(?limit, "gave up waiting for {what}");
+    }
+}
+
+/// The signals that end the process.
+struct Stop {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn listen() -> Result<Self, String> {
+        let listen = |kind| signal(kind).map_err(|error| format!("signals can't be received: {error}"));
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next one.
+    async fn told(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
