@@ -1,0 +1,13 @@
+//! Black-box tests: real `kvnode` processes on loopback addresses, driven by nothing but the HTTP contract.
+
+mod bad_input;
+mod causal;
+mod chains;
+mod failures;
+mod http;
+mod keys;
+mod outages;
+mod restarts;
+mod routes;
+mod startup;
+mod support;
