@@ -118,6 +118,15 @@ pub fn exchange(address: SocketAddr, bytes: &[u8], timeout: Duration) -> Result<
     answer
 }
 
+fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
 fn read_answer(stream: &mut TcpStream) -> Result<Answer> {
     let bad = |what: &str| Error::new(ErrorKind::InvalidData, what.to_owned());
     let mut bytes = Vec::new();
@@ -126,7 +135,7 @@ fn read_answer(stream: &mut TcpStream) -> Result<Answer> {
         if let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
             break end;
         }
-        match stream.read(&mut buffer)? {
+        match read(stream, &mut buffer)? {
             0 => return Err(Error::new(ErrorKind::UnexpectedEof, "closed without an answer")),
             n => bytes.extend_from_slice(&buffer[..n]),
         }
@@ -140,7 +149,7 @@ fn read_answer(stream: &mut TcpStream) -> Result<Answer> {
     let mut answer = Answer { status, headers, body: bytes[head + 4..].to_vec() };
     let length: Option<usize> = answer.header("content-length").and_then(|v| v.parse().ok());
     while length.is_none_or(|length| answer.body.len() < length) {
-        match stream.read(&mut buffer)? {
+        match read(stream, &mut buffer)? {
             0 if length.is_none() => break,
             0 => return Err(Error::new(ErrorKind::UnexpectedEof, "closed within the body")),
             n => answer.body.extend_from_slice(&buffer[..n]),

@@ -6,7 +6,6 @@ mod chains;
 mod failures;
 mod http;
 mod keys;
-mod outages;
 mod restarts;
 mod routes;
 mod startup;
