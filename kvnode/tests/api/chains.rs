@@ -12,7 +12,7 @@ const KEYS: usize = 600;
 
 /// Sends through a node, and through the next ones as long as it is dead or does not know what became of the write.
 #[track_caller]
-fn retried(c: &Cluster, nodes: &[usize], first: usize, method: &str, path: &str, body: &str) -> Answer {
+pub fn retried(c: &Cluster, nodes: &[usize], first: usize, method: &str, path: &str, body: &str) -> Answer {
     let mut last = String::new();
     for i in 0..nodes.len() {
         let node = nodes[(first + i) % nodes.len()];

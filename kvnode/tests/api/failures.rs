@@ -18,7 +18,7 @@ fn filled(c: &Cluster) -> (Vec<String>, String) {
 }
 
 /// One request for each key, all at the same time, with how long each took.
-fn at_once<'k>(keys: &'k [String], ask: impl Fn(usize, &str) -> Answer + Sync) -> Vec<(&'k str, Answer, Duration)> {
+fn at_once(keys: &[String], ask: impl Fn(usize, &str) -> Answer + Sync) -> Vec<(&str, Answer, Duration)> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = keys
             .iter()

@@ -6,6 +6,7 @@ mod chains;
 mod failures;
 mod http;
 mod keys;
+mod races;
 mod restarts;
 mod routes;
 mod startup;
