@@ -99,6 +99,16 @@ fn large_bodies_get_413() {
 }
 
 #[test]
+fn batches_of_nodes_have_a_bound_of_their_own() {
+    let node = Node::start(&["--max-body", "4KiB", "--max-peer-body", "2MiB"]);
+    for (size, too_large) in [(1 << 20, false), (3 << 20, true)] {
+        let mut client = node.connect();
+        client.try_send(&request("POST", "/peer/v1", &[], &"x".repeat(size)));
+        assert_eq!(client.answer().status == 413, too_large, "{size}");
+    }
+}
+
+#[test]
 fn all_bodies_together_are_bounded() {
     let node = Node::start(&["--max-bodies", "1KiB"]);
     let mut holder = node.connect();
@@ -110,6 +120,20 @@ fn all_bodies_together_are_bounded() {
     });
     drop(holder);
     until("there is room again", || node.request("PUT", "/kvs/y", &[], &body).status < 300);
+}
+
+#[test]
+fn answers_that_nobody_takes_are_bounded() {
+    let node = Node::start(&["--max-bodies", "1500KiB"]);
+    let body = format!(r#"{{"value":"{}"}}"#, "y".repeat(1_000_000));
+    assert_eq!(node.request("PUT", "/kvs/large", &[], &body).status, 201);
+    let mut holder = node.connect();
+    // More than the kernel's buffers take: one answer stays with the node.
+    holder.send(&request("GET", "/kvs/large", &[], "").repeat(50));
+    until("there is no room", || node.request("GET", "/kvs/large", &[], "").status == 503);
+    assert_eq!(node.request("PUT", "/kvs/small", &[], r#"{"value":1}"#).status, 201);
+    drop(holder);
+    until("there is room again", || node.request("GET", "/kvs/large", &[], "").status == 200);
 }
 
 #[test]

@@ -34,7 +34,7 @@ impl Node {
     pub fn start(arguments: &[&str]) -> Self {
         let address = free_address();
         let text = address.to_string();
-        let mut all = vec!["--socket-address", &text, "--listen-address", &text, "--log-level", "warn"];
+        let mut all = vec!["--socket-address", &text, "--listen-address", &text, "--log-level", "error"];
         all.extend(arguments);
         let child = kvnode(&all).stdout(Stdio::null()).spawn().expect("kvnode starts");
         let node = Self { address, child };
