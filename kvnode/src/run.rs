@@ -44,7 +44,10 @@ async fn start_and_serve(config: &Config) -> Result<ExitCode, String> {
         let listen = config.listen;
         format!("LISTEN_ADDRESS (--listen-address) {listen} can't be bound: {error}; a good value is a free IP:PORT of this host")
     })?;
-    let node = NodeHandle::start(config).await?;
+    let node = tokio::select! {
+        node = NodeHandle::start(config) => node?,
+        _ = stop.told() => return Ok(ExitCode::SUCCESS),
+    };
     announce(config);
     let front = Front::new(node.clone(), config.limits.clone());
     let (close, closing) = watch::channel(false);

@@ -11,6 +11,8 @@
 //! | body, working | the answer | none here: reading the body has its own, the node has its own |
 //! | answering | everything is written | `write_timeout` without progress |
 //!
+//! Half a header that came in one packet with the request before it is the one thing the guard can't see; it counts as idle.
+//!
 //! It also writes the body of the answers that hyper gives by itself (400, 414, 431), which would be empty, and, where the
 //! client was cut short, reads on for a moment before closing: a socket closed with bytes unread resets the connection,
 //! and the client would lose the answer.
