@@ -1,98 +1,378 @@
-//! Stand-in: one node, in memory. To be replaced.
+//! THE loop of a node: collect what has happened, let the core handle it, commit, act.
+//!
+//! Everything happens in *turns*. A turn takes all events that have gathered, hands them to the core, commits what they
+//! changed in one batch (and syncs it, under `--fsync always`), and only then sends the answers and messages of the turn.
+//! While a turn waits for the disk, the next one gathers: that is the group commit.
+//!
+//! Invariant: the core is changed, and its effects and batches are taken, by the loop alone. Everybody else puts events in
+//! the inbox or looks.
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{HeaderMap, StatusCode};
+use tokio::sync::{Notify, oneshot, watch};
+use tracing::{debug, error, info, warn};
 
-use crate::config::Config;
+use crate::config::Fsync;
 use crate::core::request::{Answer, Op};
-use crate::wire::ident::{Addr, Key, ShardId};
+use crate::core::settings::Settings;
+use crate::core::{Core, Effect, Event, Now, Severity, TICK_MS};
+use crate::peer::{self, Link, LinkDone, auth};
+use crate::storage::{Result, Store, StoreError, Syncer};
+use crate::wire::ident::{Addr, ShardId};
+use crate::wire::peer::{Batch, decode, encode};
 
+/// How long a node that leaves waits for its peers to hold what it wrote.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// What a node is made of.
+pub struct NodeParts {
+    pub settings: Settings,
+    pub store: Box<dyn Store>,
+    pub fsync: Fsync,
+    pub secret: Option<String>,
+}
+
+/// Why a node can't say anything about shards yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotReady(pub String);
 
+/// A running node. Clones are the same node.
 #[derive(Clone)]
 pub struct NodeHandle {
-    me: Addr,
-    data: Arc<Mutex<BTreeMap<Key, Bytes>>>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    core: Mutex<Core>,
+    inbox: Mutex<Inbox>,
+    /// Something is in the inbox.
+    arrived: Notify,
+    /// Counts turns, for those who wait for a state to come about.
+    turns: watch::Sender<u64>,
+    /// Set when the node can't go on.
+    failure: watch::Sender<Option<String>>,
+    secret: auth::Secret,
+    began: Instant,
+}
+
+#[derive(Default)]
+struct Inbox {
+    events: Vec<Event>,
+    batches: Vec<(Batch, oneshot::Sender<Batch>)>,
+    /// Links whose last batch is done.
+    idle: Vec<Addr>,
+    clients: HashMap<u64, oneshot::Sender<Answer<String>>>,
+    last_client: u64,
+}
+
+/// A poisoned lock means that the loop has panicked; what it guards is still good to look at, and the process is ending.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl NodeHandle {
-    #[expect(clippy::unused_async)]
-    pub async fn start(config: &Config) -> Result<Self, String> {
-        Ok(Self { me: config.socket_address.clone(), data: Arc::default() })
+    /// Starts a node on the current runtime.
+    ///
+    /// # Errors
+    /// If the store can't be read.
+    pub fn start(parts: NodeParts) -> Result<Self> {
+        let NodeParts { settings, store, fsync, secret } = parts;
+        let began = Instant::now();
+        let syncer = store.syncer();
+        let core = Core::start(settings, store, now(began))?;
+        let shared = Arc::new(Shared {
+            core: Mutex::new(core),
+            inbox: Mutex::new(Inbox::default()),
+            arrived: Notify::new(),
+            turns: watch::Sender::new(0),
+            failure: watch::Sender::new(None),
+            secret: auth::Secret::new(secret.as_deref()),
+            began,
+        });
+        if let (Some(syncer), Fsync::Interval(every)) = (syncer.clone(), fsync) {
+            tokio::spawn(sync_regularly(shared.clone(), syncer, every));
+        }
+        let syncer = syncer.filter(|_| fsync == Fsync::Always);
+        tokio::spawn(Loop::new(shared.clone(), syncer).run());
+        Ok(Self { shared })
     }
 
-    pub async fn failed(&self) -> String {
-        std::future::pending().await
-    }
-
-    #[expect(clippy::unused_async)]
-    pub async fn drain(&self) {}
-
-    #[expect(clippy::unused_async)]
+    /// Asks the store. `tokens`: the client's `causal-metadata`, 0 to 2 of them.
     pub async fn request(&self, op: Op, tokens: Vec<String>) -> Answer<String> {
-        if tokens.iter().any(|t| t != "tok") {
-            return Answer::Malformed;
+        let (sender, answer) = oneshot::channel();
+        {
+            let mut inbox = lock(&self.shared.inbox);
+            inbox.last_client += 1;
+            let id = inbox.last_client;
+            inbox.clients.insert(id, sender);
+            inbox.events.push(Event::Client { id, op, tokens });
         }
-        let context = "tok".to_owned();
-        let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
-        match op {
-            Op::Get { key } => match data.get(&key).cloned() {
-                Some(value) => Answer::Found { value, context },
-                None => Answer::NotFound { context },
-            },
-            Op::Put { key, value } => match data.insert(key, value) {
-                None => Answer::Created { context, replicas: 1 },
-                Some(_) => Answer::Replaced { context, replicas: 1 },
-            },
-            Op::Delete { key } => match data.remove(&key) {
-                None => Answer::NotFound { context },
-                Some(_) => Answer::Deleted { context, replicas: 1 },
-            },
-            Op::List { prefix, after, limit } => {
-                let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-                let all = data.range((from, Bound::Unbounded)).map(|(k, _)| k.clone());
-                let mut keys: Vec<Key> = all.filter(|k| k.starts_with(&prefix)).take(limit as usize + 1).collect();
-                let more = keys.len() > limit as usize;
-                keys.truncate(limit as usize);
-                Answer::Keys { next: keys.last().filter(|_| more).cloned(), keys, context }
-            }
-            Op::KeyCount { .. } => Answer::Count(data.len() as u64),
-        }
+        self.shared.arrived.notify_one();
+        answer.await.unwrap_or_else(|_| Answer::NotReady { reason: "the node is failing".into() })
     }
 
+    /// Takes a peer's batch and gives the answer.
+    ///
+    /// # Errors
+    /// The status and text to refuse it with.
+    pub async fn peer_batch(
+        &self,
+        headers: &HeaderMap,
+        body: Bytes,
+    ) -> std::result::Result<((HeaderName, HeaderValue), Bytes), (StatusCode, String)> {
+        let proof = headers.get(auth::HEADER).and_then(|value| value.to_str().ok()).unwrap_or("");
+        if !self.shared.secret.accepts(&body, proof) {
+            return Err((StatusCode::FORBIDDEN, "this cluster's secret was not proven".into()));
+        }
+        let batch = decode(&body).map_err(|why| (StatusCode::BAD_REQUEST, why))?;
+        let (sender, answer) = oneshot::channel();
+        lock(&self.shared.inbox).batches.push((batch, sender));
+        self.shared.arrived.notify_one();
+        let failing = |_| (StatusCode::SERVICE_UNAVAILABLE, "the node is failing".to_owned());
+        let bytes = encode(&answer.await.map_err(failing)?);
+        let proof = self.shared.secret.prove(&bytes).parse().expect("base64 is a header value");
+        Ok(((HeaderName::from_static(auth::HEADER), proof), bytes))
+    }
+
+    fn look<T>(&self, at: impl FnOnce(&Core) -> T) -> T {
+        at(&lock(&self.shared.core))
+    }
+
+    /// The members that this node can reach now.
     pub fn view(&self) -> Vec<Addr> {
-        vec![self.me.clone()]
+        self.look(Core::view)
     }
 
-    pub fn shard_ids(&self) -> Result<Vec<ShardId>, NotReady> {
-        Ok(vec![ShardId(1)])
+    /// # Errors
+    /// While there is no cluster.
+    pub fn shard_ids(&self) -> std::result::Result<Vec<ShardId>, NotReady> {
+        self.look(Core::shard_ids).map_err(NotReady)
     }
 
-    pub fn own_shard(&self) -> Result<Option<ShardId>, NotReady> {
-        Ok(Some(ShardId(1)))
+    /// # Errors
+    /// While there is no cluster.
+    pub fn own_shard(&self) -> std::result::Result<Option<ShardId>, NotReady> {
+        self.look(Core::own_shard).map_err(NotReady)
     }
 
-    pub fn shard_members(&self, id: ShardId) -> Result<Option<Vec<Addr>>, NotReady> {
-        Ok((id == ShardId(1)).then(|| self.view()))
+    /// # Errors
+    /// While there is no cluster.
+    pub fn shard_members(&self, id: ShardId) -> std::result::Result<Option<Vec<Addr>>, NotReady> {
+        self.look(|core| core.shard_members(id)).map_err(NotReady)
     }
 
-    pub fn ready(&self) -> Result<(), NotReady> {
-        Ok(())
+    /// # Errors
+    /// Why the node does not serve.
+    pub fn ready(&self) -> std::result::Result<(), NotReady> {
+        self.look(Core::ready).map_err(NotReady)
     }
 
     pub fn status(&self) -> serde_json::Value {
-        serde_json::json!({ "nodes": self.view() })
+        serde_json::to_value(self.look(Core::status)).unwrap_or_default()
     }
 
+    /// Prometheus text.
     pub fn metrics(&self) -> String {
-        String::from("kvnode_up 1\n")
+        crate::metrics::render(&self.look(Core::status))
     }
 
-    #[expect(clippy::unused_async)]
-    pub async fn peer_batch(&self, _: &hyper::HeaderMap, body: Bytes) -> Result<Bytes, (hyper::StatusCode, String)> {
-        Ok(body)
+    /// Stops taking requests, and waits until the peers that can be reached hold all that was written here.
+    pub async fn drain(&self) {
+        lock(&self.shared.core).begin_drain();
+        self.shared.arrived.notify_one();
+        let mut turns = self.shared.turns.subscribe();
+        let drained = async { while !self.look(Core::is_drained) && turns.changed().await.is_ok() {} };
+        if tokio::time::timeout(DRAIN_MAX, drained).await.is_err() {
+            warn!("left without all peers holding everything: they did not acknowledge it within {DRAIN_MAX:?}");
+        }
     }
+
+    /// Resolves when the node can't go on, with the reason.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.shared.failure.subscribe();
+        let reason = failure.wait_for(Option::is_some).await;
+        reason.ok().and_then(|reason| reason.clone()).unwrap_or_default()
+    }
+}
+
+fn now(began: Instant) -> Now {
+    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    // Never 0: a reading of 0 means "none" between nodes.
+    Now { mono_ms: began.elapsed().as_millis() as u64 + 1, wall_ms: wall.as_millis() as u64 }
+}
+
+/// Syncs what was committed, every so often.
+async fn sync_regularly(shared: Arc<Shared>, syncer: Arc<dyn Syncer>, every: Duration) {
+    let mut synced = lock(&shared.core).sync_mark();
+    loop {
+        tokio::time::sleep(every).await;
+        let mark = lock(&shared.core).sync_mark();
+        if mark == synced {
+            continue;
+        }
+        let syncer = syncer.clone();
+        match tokio::task::spawn_blocking(move || syncer.sync()).await {
+            Ok(Ok(())) => {
+                synced = mark.clone();
+                lock(&shared.inbox).events.push(Event::Synced(mark));
+                shared.arrived.notify_one();
+            }
+            Ok(Err(error)) => return fail(&shared, &error),
+            Err(_) => return,
+        }
+    }
+}
+
+fn fail(shared: &Shared, error: &StoreError) {
+    error!("{error}; this node stops");
+    shared.failure.send_replace(Some(error.to_string()));
+}
+
+/// The loop's own state.
+struct Loop {
+    shared: Arc<Shared>,
+    /// Set under `--fsync always`.
+    syncer: Option<Arc<dyn Syncer>>,
+    client: reqwest::Client,
+    links: BTreeMap<Addr, Link>,
+    /// Links with a batch on its way.
+    busy: BTreeSet<Addr>,
+    /// Peers that the core has something for.
+    awake: BTreeSet<Addr>,
+}
+
+impl Loop {
+    fn new(shared: Arc<Shared>, syncer: Option<Arc<dyn Syncer>>) -> Self {
+        let (links, busy, awake) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        Self { shared, syncer, client: peer::client(), links, busy, awake }
+    }
+
+    async fn run(mut self) {
+        let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MS));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let shared = self.shared.clone();
+        loop {
+            let tick = tokio::select! {
+                () = shared.arrived.notified() => false,
+                _ = ticks.tick() => true,
+            };
+            if let Err(error) = self.turn(tick).await {
+                // Nobody is answered any more: what was not committed must not be told.
+                lock(&shared.inbox).clients.clear();
+                return fail(&shared, &error);
+            }
+            shared.turns.send_modify(|turn| *turn += 1);
+        }
+    }
+
+    async fn turn(&mut self, tick: bool) -> Result<()> {
+        let (events, batches) = {
+            let mut inbox = lock(&self.shared.inbox);
+            for idle in std::mem::take(&mut inbox.idle) {
+                self.busy.remove(&idle);
+                self.awake.insert(idle);
+            }
+            (std::mem::take(&mut inbox.events), std::mem::take(&mut inbox.batches))
+        };
+        let senders = self.handle(events, batches, tick)?;
+        if let Some(syncer) = self.syncer.clone() {
+            self.sync(syncer).await?;
+        }
+        self.act(senders);
+        Ok(())
+    }
+
+    /// The synchronous part of a turn: handle and commit. Gives the peers that wait for an answer.
+    fn handle(
+        &mut self,
+        events: Vec<Event>,
+        batches: Vec<(Batch, oneshot::Sender<Batch>)>,
+        tick: bool,
+    ) -> Result<Vec<(Addr, oneshot::Sender<Batch>)>> {
+        let at = now(self.shared.began);
+        let mut core = lock(&self.shared.core);
+        for event in events {
+            core.handle(at, event)?;
+        }
+        let mut senders = Vec::with_capacity(batches.len());
+        for (batch, sender) in batches {
+            senders.push((batch.from.clone(), sender));
+            core.handle(at, Event::Batch(batch))?;
+        }
+        if tick {
+            core.handle(at, Event::Tick)?;
+        }
+        core.commit()?;
+        Ok(senders)
+    }
+
+    async fn sync(&self, syncer: Arc<dyn Syncer>) -> Result<()> {
+        let mark = lock(&self.shared.core).sync_mark();
+        let done = tokio::task::spawn_blocking(move || syncer.sync()).await;
+        done.map_err(|panic| StoreError::Io(panic.to_string()))??;
+        lock(&self.shared.inbox).events.push(Event::Synced(mark));
+        Ok(())
+    }
+
+    /// Sends the answers and messages of the turn.
+    fn act(&mut self, senders: Vec<(Addr, oneshot::Sender<Batch>)>) {
+        let at = now(self.shared.began);
+        let effects = lock(&self.shared.core).take_effects();
+        for effect in effects {
+            match effect {
+                Effect::Reply { id, answer } => {
+                    if let Some(client) = lock(&self.shared.inbox).clients.remove(&id) {
+                        // A client that has gone away needs no answer.
+                        let _ = client.send(answer);
+                    }
+                }
+                Effect::Wake(peer) => {
+                    self.awake.insert(peer);
+                }
+                Effect::Say(Severity::Info, text) => info!("{text}"),
+                Effect::Say(Severity::Warn, text) => warn!("{text}"),
+            }
+        }
+        for (from, sender) in senders {
+            let answer = lock(&self.shared.core).answer_batch(at, &from);
+            // A peer that has gone away asks again.
+            let _ = sender.send(answer);
+        }
+        for peer in std::mem::take(&mut self.awake) {
+            if self.busy.contains(&peer) {
+                continue;
+            }
+            let batch = lock(&self.shared.core).next_batch(at, &peer);
+            if let Some(batch) = batch {
+                self.link(&peer).send(batch);
+                self.busy.insert(peer);
+            }
+        }
+    }
+
+    fn link(&mut self, peer: &Addr) -> &Link {
+        let (client, shared) = (&self.client, &self.shared);
+        self.links.entry(peer.clone()).or_insert_with(|| {
+            let (client, shared) = (client.clone(), shared.clone());
+            let done = move |peer: &Addr, fate: LinkDone| link_done(&shared, peer, fate);
+            Link::start(client, self.shared.secret.clone(), peer.clone(), done)
+        })
+    }
+}
+
+fn link_done(shared: &Shared, peer: &Addr, fate: LinkDone) {
+    let mut inbox = lock(&shared.inbox);
+    match fate {
+        LinkDone::Answered(batch) => inbox.events.push(Event::Batch(batch)),
+        LinkDone::Undelivered(batch) => inbox.events.push(Event::Undelivered { peer: peer.clone(), batch }),
+        LinkDone::Lost { why } => debug!("a message to {peer} is lost: {why}"),
+    }
+    inbox.idle.push(peer.clone());
+    drop(inbox);
+    shared.arrived.notify_one();
 }

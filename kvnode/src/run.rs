@@ -2,16 +2,20 @@
 
 use std::future::Future;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::config::Config;
+use crate::config::{Config, Fsync};
+use crate::core::settings::Settings;
 use crate::http::{Front, accept};
-use crate::node::NodeHandle;
+use crate::node::{NodeHandle, NodeParts};
+use crate::storage::Store;
+use crate::storage::memory::MemoryStore;
+use crate::wire::ident::Incarnation;
 
 /// Status for settings that can't be used, as for a wrong command line.
 pub const EXIT_USAGE: u8 = 2;
@@ -44,10 +48,7 @@ async fn start_and_serve(config: &Config) -> Result<ExitCode, String> {
         let listen = config.listen;
         format!("LISTEN_ADDRESS (--listen-address) {listen} can't be bound: {error}; a good value is a free IP:PORT of this host")
     })?;
-    let node = tokio::select! {
-        node = NodeHandle::start(config) => node?,
-        _ = stop.told() => return Ok(ExitCode::SUCCESS),
-    };
+    let node = start_node(config)?;
     announce(config);
     let front = Front::new(node.clone(), config.limits.clone());
     let (close, closing) = watch::channel(false);
@@ -79,6 +80,38 @@ async fn start_and_serve(config: &Config) -> Result<ExitCode, String> {
             Ok(ExitCode::from(EXIT_FAILED))
         }
     }
+}
+
+/// Opens the store and starts the protocol on it. `Err`: the data directory can't be used.
+fn start_node(config: &Config) -> Result<NodeHandle, String> {
+    let store: Box<dyn Store> = Box::new(MemoryStore::new());
+    let parts =
+        NodeParts { settings: settings(config)?, store, fsync: config.fsync, secret: config.cluster_secret.clone() };
+    NodeHandle::start(parts).map_err(|error| error.to_string())
+}
+
+fn settings(config: &Config) -> Result<Settings, String> {
+    let mut entropy = [0; 48];
+    getrandom::fill(&mut entropy).map_err(|error| format!("the system gives no random numbers: {error}"))?;
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let millis = |duration: Duration| duration.as_millis() as u64;
+    let limits = &config.limits;
+    Ok(Settings {
+        me: config.socket_address.clone(),
+        view: config.view.clone(),
+        form_without: config.form_without.clone(),
+        shard_count: config.shard_count,
+        life: Incarnation(millis(since_1970)),
+        entropy,
+        causal_wait_ms: millis(limits.causal_wait),
+        ack_wait_ms: millis(limits.ack_wait),
+        waiting_max: limits.max_parked,
+        forwards_max: limits.max_forwards,
+        peer_queue_weight_max: limits.max_peer_queue,
+        log_weight_max: limits.log_bytes,
+        durable_at_commit: config.data_dir.is_none() || !matches!(config.fsync, Fsync::Interval(_)),
+        mutant: None,
+    })
 }
 
 /// What an operator should know of a node that starts. Not before it can: where it can't, one line is all it says.

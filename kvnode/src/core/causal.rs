@@ -12,6 +12,7 @@ use crate::wire::ident::{Dot, Epoch, Origin};
 /// For each origin the highest number meant; absent means 0. Sorted by origin, no zero entries: equal vectors are equal
 /// bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<(Origin, u64)>")]
 pub struct Vector(Vec<(Origin, u64)>);
 
 impl Vector {
@@ -76,6 +77,17 @@ impl Vector {
 
     pub fn retain(&mut self, mut keep: impl FnMut(Origin, u64) -> bool) {
         self.0.retain(|&(origin, seq)| keep(origin, seq));
+    }
+}
+
+impl TryFrom<Vec<(Origin, u64)>> for Vector {
+    type Error = &'static str;
+
+    /// What comes from outside keeps the invariant or is refused.
+    fn try_from(entries: Vec<(Origin, u64)>) -> Result<Self, Self::Error> {
+        let sorted = entries.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        let positive = entries.iter().all(|&(_, seq)| seq > 0);
+        if sorted && positive { Ok(Self(entries)) } else { Err("a vector that is not in order") }
     }
 }
 

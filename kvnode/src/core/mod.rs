@@ -1,5 +1,389 @@
-//! The protocol, as a pure state machine. See the module docs below for the path of a request.
+//! The protocol, as a pure state machine: no sockets, no clock, no threads, no randomness of its own.
+//!
+//! A driver (the node's loop, or the simulator) calls four kinds of methods:
+//! - [`Core::handle`] takes an [`Event`]; `now` is always an argument. It changes the state and stages changes in the store.
+//! - [`Core::commit`] ends a turn: everything staged goes to the store in one batch, with the vector.
+//! - [`Core::take_effects`] gives the [`Effect`]s of the turn. They must not be acted on before `commit` has returned: no
+//!   answer or message may tell of something that is not held.
+//! - [`Core::next_batch`] gives what a peer link is to carry next; it, too, is called only between turns.
+//!
+//! The path of a PUT: [`serve`] (shard, context, dependencies) → [`replica`] (stamp, winner rule, log) → `commit` →
+//! [`replicate`] (batches to the shard's other replicas, their acknowledgements) → [`serve`] (answer at a majority).
+//! The path of a GET ends in [`serve`]. Either may begin in [`forward`], if another shard has the key.
 
 pub mod causal;
 pub mod clock;
+pub mod log;
+pub mod replica;
 pub mod request;
+pub mod settings;
+pub mod status;
+pub mod token;
+pub mod topology;
+
+mod causality;
+mod contact;
+mod formation;
+mod forward;
+mod repair;
+mod replicate;
+mod serve;
+mod stable;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::storage::{Fact, Result, Store};
+use crate::wire::ident::{Addr, Incarnation, NodeId, ShardId};
+use crate::wire::peer::{Batch, Message, Stable, Stage};
+
+use causal::Vector;
+use contact::Peer;
+use forward::Forwards;
+use repair::Repair;
+use replica::Replica;
+use request::{Answer, Op};
+use serve::Waiting;
+use settings::{Mutant, Settings};
+use stable::Settling;
+use topology::Topology;
+
+/// Readings of the driver's clocks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Now {
+    /// Never goes back.
+    pub mono_ms: u64,
+    /// Since 1970; may be wrong and may jump.
+    pub wall_ms: u64,
+}
+
+/// What happens to a core.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A client asks. `id` is the driver's, named again in [`Effect::Reply`]. `tokens`: its `causal-metadata`, 0 to 2.
+    Client { id: u64, op: Op, tokens: Vec<String> },
+    /// A batch from a peer.
+    Batch(Batch),
+    /// A batch that certainly did not reach its receiver: nobody listened.
+    Undelivered { peer: Addr, batch: Batch },
+    /// What was committed when [`Core::sync_mark`] gave this is now on stable media.
+    Synced(Vector),
+    /// Time has passed. Expected every [`TICK_MS`] or so.
+    Tick,
+}
+
+/// How often the driver should tick.
+pub const TICK_MS: u64 = 25;
+
+/// What the driver has to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    Reply {
+        id: u64,
+        answer: Answer<String>,
+    },
+    /// [`Core::next_batch`] has something for this peer.
+    Wake(Addr),
+    /// Something an operator should read.
+    Say(Severity, String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    Info,
+    Warn,
+}
+
+const FACT_OWNER: Fact = Fact("owner");
+const FACT_LIFE: Fact = Fact("life");
+const FACT_TOPOLOGY: Fact = Fact("topology");
+const FACT_REPLICA: Fact = Fact("replica");
+
+/// The part of a replica's state that is kept beside its data.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct ReplicaFact {
+    applied: Vector,
+    floors: crate::wire::peer::Floors,
+    clock: clock::Stamp,
+    complete: bool,
+    /// The newest life known of each member: what was reported by an earlier one no longer counts (see [`stable`]).
+    lives: Vec<(NodeId, Incarnation)>,
+}
+
+/// One node's protocol state.
+pub struct Core {
+    settings: Settings,
+    now: Now,
+    life: Incarnation,
+    store: Box<dyn Store>,
+    topology: Option<Topology>,
+    me: Option<NodeId>,
+    /// Every other node of the topology, or of VIEW before there is one.
+    peers: BTreeMap<Addr, Peer>,
+    replica: Option<Replica>,
+    /// Whether `replica`'s facts have changed since the last commit.
+    replica_changed: bool,
+    /// What each shard has made stable, as far as this node knows.
+    stables: BTreeMap<ShardId, Stable>,
+    settling: Settling,
+    waiting: Waiting,
+    forwards: Forwards,
+    repair: Option<Repair>,
+    last_repair_id: u64,
+    /// What keeps this node from serving, for people.
+    reason: String,
+    started_ms: u64,
+    /// Set once contact tells that this address is not in the cluster's topology.
+    stranger: bool,
+    losses_said: BTreeSet<crate::wire::ident::Origin>,
+    draining: bool,
+    effects: Vec<Effect>,
+    wakes: BTreeSet<Addr>,
+}
+
+fn read_fact<T: serde::de::DeserializeOwned>(store: &dyn Store, name: Fact) -> Result<Option<T>> {
+    let Some(bytes) = store.fact(name)? else { return Ok(None) };
+    postcard::from_bytes(&bytes)
+        .map(Some)
+        .map_err(|error| crate::storage::StoreError::Damaged(format!("fact '{}': {error}", name.0)))
+}
+
+fn encode_fact<T: serde::Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_stdvec(value).expect("facts hold nothing that postcard refuses")
+}
+
+impl Core {
+    /// Starts from what the store holds. The life that begins is larger than every earlier one that the store knows.
+    ///
+    /// # Errors
+    /// If the store can't be read.
+    pub fn start(settings: Settings, mut store: Box<dyn Store>, now: Now) -> Result<Self> {
+        let last_life: Option<Incarnation> = read_fact(&*store, FACT_LIFE)?;
+        let mut life = last_life.map_or(settings.life, |last| settings.life.max(Incarnation(last.0 + 1)));
+        if let Some(last) = last_life
+            && settings.broken(Mutant::LifeReused)
+        {
+            life = last;
+        }
+        store.set_fact(FACT_LIFE, encode_fact(&life));
+        store.set_fact(FACT_OWNER, settings.me.as_str().as_bytes().to_vec());
+        let topology: Option<Topology> = read_fact(&*store, FACT_TOPOLOGY)?;
+        let fact: Option<ReplicaFact> = read_fact(&*store, FACT_REPLICA)?;
+        let peers = settings.view.iter().filter(|&addr| *addr != settings.me);
+        let mut core = Self {
+            now,
+            life,
+            store,
+            topology: None,
+            me: None,
+            peers: peers.map(|addr| (addr.clone(), Peer::new())).collect(),
+            replica: None,
+            replica_changed: false,
+            stables: BTreeMap::new(),
+            settling: Settling::default(),
+            waiting: Waiting::default(),
+            forwards: Forwards::default(),
+            repair: None,
+            last_repair_id: 0,
+            reason: "starting".into(),
+            started_ms: now.mono_ms,
+            stranger: false,
+            losses_said: BTreeSet::new(),
+            draining: false,
+            effects: Vec::new(),
+            wakes: BTreeSet::new(),
+            settings,
+        };
+        if let Some(topology) = topology {
+            core.take_place(topology);
+            core.recover(fact)?;
+        }
+        core.commit()?;
+        Ok(core)
+    }
+
+    /// Goes on from the data of an earlier life.
+    fn recover(&mut self, fact: Option<ReplicaFact>) -> Result<()> {
+        let Some(replica) = self.replica.as_mut() else { return Ok(()) };
+        replica.recover(&*self.store)?;
+        if let Some(fact) = fact {
+            for (node, life) in fact.lives {
+                let addr = self.topology.as_ref().and_then(|topology| topology.nodes.get(&node));
+                if let Some(peer) = addr.and_then(|addr| self.peers.get_mut(addr)) {
+                    peer.learn_life(life);
+                }
+            }
+            replica.clock.observe(fact.clock);
+            replica.applied = fact.applied.clone();
+            replica.durable = fact.applied;
+            replica.raise_floors(&fact.floors);
+            if fact.complete {
+                replica.stage = Stage::Serving;
+            }
+        }
+        self.replica_changed = true;
+        Ok(())
+    }
+
+    /// Takes an event. Its effects wait for [`Core::take_effects`].
+    ///
+    /// # Errors
+    /// If the store failed: the core must not be used any more.
+    pub fn handle(&mut self, now: Now, event: Event) -> Result<()> {
+        self.now = Now { mono_ms: self.now.mono_ms.max(now.mono_ms), wall_ms: now.wall_ms };
+        match event {
+            Event::Client { id, op, tokens } => self.client(id, op, &tokens)?,
+            Event::Batch(batch) => self.batch(batch)?,
+            Event::Undelivered { peer, batch } => self.undelivered(&peer, batch),
+            Event::Synced(mark) => self.synced(&mark),
+            Event::Tick => self.tick()?,
+        }
+        self.settle_turn()
+    }
+
+    /// What has to be looked at after any change.
+    fn settle_turn(&mut self) -> Result<()> {
+        self.deliver_waiting()?;
+        self.retry_parked()?;
+        self.answer_acknowledged();
+        Ok(())
+    }
+
+    fn tick(&mut self) -> Result<()> {
+        self.notice_lost_peers();
+        self.formation_step()?;
+        self.repair_step();
+        self.fill_step()?;
+        self.expire_waiting()?;
+        self.forward_step()?;
+        self.anti_entropy_step();
+        self.stable_step()?;
+        self.beat_step();
+        Ok(())
+    }
+
+    /// Ends a turn: hands everything that changed to the store, in one batch.
+    ///
+    /// # Errors
+    /// If the store failed: the effects of the turn must be dropped, and the core with them.
+    pub fn commit(&mut self) -> Result<()> {
+        if self.replica_changed
+            && let Some(replica) = &self.replica
+        {
+            let fact = ReplicaFact {
+                applied: replica.applied.clone(),
+                floors: replica.floors_list(),
+                clock: replica.clock.last(),
+                complete: replica.stage != Stage::Filling,
+                lives: replica.others.iter().filter_map(|&node| Some((node, self.newest_life(node)?))).collect(),
+            };
+            self.store.set_fact(FACT_REPLICA, encode_fact(&fact));
+            self.replica_changed = false;
+        }
+        self.store.commit()?;
+        let received = self.settings.broken(Mutant::StableFromReceived);
+        if (self.settings.durable_at_commit || received)
+            && let Some(replica) = self.replica.as_mut()
+        {
+            replica.durable = replica.applied.clone();
+        }
+        Ok(())
+    }
+
+    /// The effects since the last call, in order.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        let mut effects = std::mem::take(&mut self.effects);
+        effects.extend(std::mem::take(&mut self.wakes).into_iter().map(Effect::Wake));
+        effects
+    }
+
+    /// What a sync that starts now will make durable; for [`Event::Synced`].
+    pub fn sync_mark(&self) -> Vector {
+        self.replica.as_ref().map(|replica| replica.applied.clone()).unwrap_or_default()
+    }
+
+    fn synced(&mut self, mark: &Vector) {
+        if let Some(replica) = self.replica.as_mut() {
+            for (origin, seq) in mark.iter().filter(|&(origin, _)| replica.applied.get(origin) > 0) {
+                replica.durable.raise(origin, seq);
+            }
+        }
+    }
+
+    /// Begins to leave: no new requests of clients, `ready` says no.
+    pub fn begin_drain(&mut self) {
+        self.draining = true;
+        if let Some(replica) = self.replica.as_mut()
+            && replica.stage == Stage::Serving
+        {
+            replica.stage = Stage::Leaving;
+        }
+        self.beat_all();
+    }
+
+    /// Whether the other replicas that can be reached hold all that this one wrote, and no request waits.
+    pub fn is_drained(&self) -> bool {
+        let Some(replica) = &self.replica else { return true };
+        let held = |node: &NodeId| {
+            let peer = self.peer_of(*node);
+            peer.is_none_or(|peer| !self.is_reachable(peer) || peer.held >= replica.seq())
+        };
+        replica.others.iter().all(held) && self.waiting.is_empty() && self.forwards.is_empty()
+    }
+
+    fn say(&mut self, severity: Severity, text: impl Into<String>) {
+        self.effects.push(Effect::Say(severity, text.into()));
+    }
+
+    /// Takes the place that a topology gives this node. Its data has still to be recovered or fetched.
+    fn take_place(&mut self, topology: Topology) {
+        let me = topology.node_at(&self.settings.me);
+        let mut peers = std::mem::take(&mut self.peers);
+        for addr in topology.nodes.values().filter(|&addr| *addr != self.settings.me) {
+            self.peers.insert(addr.clone(), peers.remove(addr).unwrap_or_default());
+        }
+        self.me = me;
+        self.replica = me.and_then(|me| {
+            let shard = topology.layout.shard_of_node(me)?;
+            let others = topology.members(shard).iter().copied().filter(|&node| node != me).collect();
+            let origin = crate::wire::ident::Origin { node: me, epoch: topology.layout.epoch, incarnation: self.life };
+            Some(Replica::new(shard, others, origin, self.settings.log_weight_max))
+        });
+        self.topology = Some(topology);
+        self.replica_changed = true;
+    }
+
+    fn peer_of(&self, node: NodeId) -> Option<&Peer> {
+        self.peers.get(self.topology.as_ref()?.nodes.get(&node)?)
+    }
+
+    fn addr_of(&self, node: NodeId) -> Option<&Addr> {
+        self.topology.as_ref()?.nodes.get(&node)
+    }
+
+    fn node_of(&self, addr: &Addr) -> Option<NodeId> {
+        self.topology.as_ref()?.node_at(addr)
+    }
+
+    /// Whether `addr` is another replica of this node's shard.
+    fn is_mate(&self, addr: &Addr) -> bool {
+        let Some(node) = self.node_of(addr) else { return false };
+        self.replica.as_ref().is_some_and(|replica| replica.others.contains(&node))
+    }
+
+    /// Addresses of the other replicas of this node's shard.
+    fn mates(&self) -> Vec<Addr> {
+        let Some(replica) = &self.replica else { return Vec::new() };
+        replica.others.iter().filter_map(|&node| self.addr_of(node).cloned()).collect()
+    }
+
+    fn is_serving(&self) -> bool {
+        self.replica.as_ref().is_some_and(|replica| replica.stage == Stage::Serving)
+    }
+
+    fn send(&mut self, to: &Addr, message: Message) {
+        if let Some(peer) = self.peers.get_mut(to) {
+            peer.push(message);
+            self.wakes.insert(to.clone());
+        }
+    }
+}

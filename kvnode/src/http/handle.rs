@@ -127,7 +127,7 @@ async fn dispatch(front: &Front, parts: &Parts, route: Route<'_>, body: Bytes) -
         Route::Status => Ok(Reply::ok(&node.status())),
         Route::Metrics => Ok(Reply::bytes("text/plain; version=0.0.4; charset=utf-8", node.metrics().into_bytes())),
         Route::Peer => match node.peer_batch(&parts.headers, body).await {
-            Ok(answer) => Ok(Reply::bytes("application/octet-stream", answer.into())),
+            Ok((proof, answer)) => Ok(Reply::bytes("application/octet-stream", answer.into()).with(proof)),
             Err((status, why)) => Err(Refusal::Peer(status, why)),
         },
     }

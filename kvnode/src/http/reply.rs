@@ -86,7 +86,7 @@ impl Reply {
         Self::json(status, &json!({ "error": error }))
     }
 
-    fn with(mut self, header: (HeaderName, HeaderValue)) -> Self {
+    pub fn with(mut self, header: (HeaderName, HeaderValue)) -> Self {
         self.headers.push(header);
         self
     }

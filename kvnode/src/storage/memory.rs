@@ -1,1 +1,169 @@
-//! The engine in memory.
+//! The engine in memory: as durable as the process.
+//!
+//! Two indexes share each key's text: versions by key (for listings) and keys by slot (for repair).
+//!
+//! [`MemoryStore::with_undo`] makes one that can model a crash: it remembers how to undo every batch since the last sync, and
+//! [`MemoryStore::crash`] takes back as many of them as the simulated loss of power does.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use super::{Fact, Result, Store, Syncer, Version};
+use crate::wire::ident::{Key, Slot};
+
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    versions: BTreeMap<Key, Version>,
+    slots: BTreeMap<Slot, BTreeSet<Key>>,
+    facts: BTreeMap<Fact, Vec<u8>>,
+    /// How to take back what was staged since the last commit.
+    staged: Vec<Undo>,
+    /// The same per committed batch that was not synced, oldest first; `None` where no crash is modelled.
+    unsynced: Option<VecDeque<Vec<Undo>>>,
+}
+
+#[derive(Debug)]
+enum Undo {
+    Version(Key, Option<Version>),
+    Fact(Fact, Option<Vec<u8>>),
+}
+
+impl MemoryStore {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A store that can lose its unsynced tail.
+    pub fn with_undo() -> Self {
+        Self { unsynced: Some(VecDeque::new()), ..Self::default() }
+    }
+
+    /// Committed batches that a loss of power could take.
+    pub fn unsynced(&self) -> usize {
+        self.unsynced.as_ref().map_or(0, VecDeque::len)
+    }
+
+    /// The oldest `batches` of the unsynced batches are on stable media now.
+    pub fn mark_synced(&mut self, batches: usize) {
+        if let Some(unsynced) = self.unsynced.as_mut() {
+            unsynced.drain(..batches.min(unsynced.len()));
+        }
+    }
+
+    /// What a crash leaves: nothing staged, and the newest `lost` of the unsynced batches gone.
+    pub fn crash(&mut self, lost: usize) {
+        let staged = std::mem::take(&mut self.staged);
+        self.undo(staged);
+        for _ in 0..lost {
+            let Some(batch) = self.unsynced.as_mut().and_then(VecDeque::pop_back) else { break };
+            self.undo(batch);
+        }
+    }
+
+    fn undo(&mut self, batch: Vec<Undo>) {
+        for change in batch.into_iter().rev() {
+            match change {
+                Undo::Version(key, Some(version)) => {
+                    self.place(Slot::of(&key), &key, version);
+                }
+                Undo::Version(key, None) => {
+                    self.displace(Slot::of(&key), &key);
+                }
+                Undo::Fact(name, Some(value)) => {
+                    self.facts.insert(name, value);
+                }
+                Undo::Fact(name, None) => {
+                    self.facts.remove(&name);
+                }
+            }
+        }
+    }
+
+    fn place(&mut self, slot: Slot, key: &Key, version: Version) -> Option<Version> {
+        if let Some(present) = self.versions.get_mut(key) {
+            return Some(std::mem::replace(present, version));
+        }
+        self.slots.entry(slot).or_default().insert(key.clone());
+        self.versions.insert(key.clone(), version)
+    }
+
+    fn displace(&mut self, slot: Slot, key: &Key) -> Option<Version> {
+        if let Some(keys) = self.slots.get_mut(&slot) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.slots.remove(&slot);
+            }
+        }
+        self.versions.remove(key)
+    }
+
+    /// Remembers how to take a change back; only a store that models crashes ever does.
+    fn remember(&mut self, undo: impl FnOnce() -> Undo) {
+        if self.unsynced.is_some() {
+            self.staged.push(undo());
+        }
+    }
+}
+
+fn after_bound(after: Option<&Key>) -> Bound<Key> {
+    after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.clone()))
+}
+
+impl Store for MemoryStore {
+    fn get(&self, _slot: Slot, key: &Key) -> Result<Option<Version>> {
+        Ok(self.versions.get(key).cloned())
+    }
+
+    fn put(&mut self, slot: Slot, key: &Key, version: Version) {
+        let before = self.place(slot, key, version);
+        self.remember(|| Undo::Version(key.clone(), before));
+    }
+
+    fn remove(&mut self, slot: Slot, key: &Key) {
+        let before = self.displace(slot, key);
+        self.remember(|| Undo::Version(key.clone(), before));
+    }
+
+    fn fact(&self, name: Fact) -> Result<Option<Vec<u8>>> {
+        Ok(self.facts.get(&name).cloned())
+    }
+
+    fn set_fact(&mut self, name: Fact, value: Vec<u8>) {
+        let before = self.facts.insert(name, value);
+        self.remember(|| Undo::Fact(name, before));
+    }
+
+    fn slot(&self, slot: Slot, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>> {
+        let Some(keys) = self.slots.get(&slot) else { return Ok(Vec::new()) };
+        let keys = keys.range((after_bound(after), Bound::Unbounded)).take(limit);
+        Ok(keys.map(|key| (key.clone(), self.versions[key].clone())).collect())
+    }
+
+    fn keys(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>> {
+        let start = match after {
+            Some(after) if after.as_ref() >= prefix => Bound::Excluded(after.clone()),
+            _ => Bound::Included(Key::from(prefix)),
+        };
+        let range = self.versions.range((start, Bound::Unbounded));
+        let within = range.take_while(|(key, _)| key.starts_with(prefix)).take(limit);
+        Ok(within.map(|(key, version)| (key.clone(), version.clone())).collect())
+    }
+
+    fn scan(&self, visit: &mut dyn FnMut(Slot, &Key, &Version)) -> Result<()> {
+        self.versions.iter().for_each(|(key, version)| visit(Slot::of(key), key, version));
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        let staged = std::mem::take(&mut self.staged);
+        if let Some(unsynced) = self.unsynced.as_mut().filter(|_| !staged.is_empty()) {
+            unsynced.push_back(staged);
+        }
+        Ok(())
+    }
+
+    fn syncer(&self) -> Option<Arc<dyn Syncer>> {
+        None
+    }
+}

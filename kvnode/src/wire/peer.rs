@@ -1,1 +1,212 @@
-//! Messages between nodes.
+//! What nodes say to each other: one [`Batch`] per request of a peer link, and one as its answer.
+//!
+//! On the wire a batch is the byte [`PROTOCOL_VERSION`] followed by its postcard encoding. Every message is idempotent or
+//! numbered, so a batch may be lost, repeated or overtaken.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::ident::{Addr, Dot, Incarnation, Key, NodeId, Origin, ShardId, Slot};
+use crate::core::causal::{Context, Vector};
+use crate::core::clock::Stamp;
+use crate::core::request::{Answer, Op};
+use crate::core::topology::{ClusterId, Topology};
+use crate::storage::Version;
+
+/// First byte of every batch. A node refuses a version that it does not know.
+pub const PROTOCOL_VERSION: u8 = 1;
+
+/// Messages from one life of a node to one life of another.
+///
+/// Invariant: a receiver acts on `messages` only if `to_life` is its own life and `life` is the newest it knows of the
+/// sender. What an earlier life of either sent can therefore never take effect late.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Batch {
+    /// `None`: the sender belongs to no cluster yet.
+    pub cluster: Option<ClusterId>,
+    pub from: Addr,
+    pub life: Incarnation,
+    /// The receiver's life as the sender knows it; `None` before the first contact.
+    pub to_life: Option<Incarnation>,
+    /// The sender's own clock when it made the batch, in ms; only the sender can read it.
+    pub sent_ms: u64,
+    /// The newest `sent_ms` that the sender has had from `to_life`: proof that what was sent then has arrived.
+    pub echo_ms: u64,
+    pub messages: Vec<Message>,
+}
+
+/// How far a replica is in serving its shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stage {
+    /// Holds nothing complete; asks its shard's other replicas for everything.
+    Filling,
+    /// Has everything it acknowledged, and serves.
+    Serving,
+    /// Finishes what it began and takes nothing new.
+    Leaving,
+}
+
+/// Per node, the lowest incarnation that is not retired. Everything an earlier incarnation wrote that still exists is
+/// durable at every replica.
+pub type Floors = Vec<(NodeId, Incarnation)>;
+
+/// What a shard has made stable, told to everybody.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stable {
+    pub vector: Vector,
+    pub floors: Floors,
+}
+
+/// What a replica tells the other replicas of its shard about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    pub applied: Vector,
+    pub durable: Vector,
+    pub floors: Floors,
+    /// The newest life that the reporter knows of each member of the shard.
+    pub lives: Vec<(NodeId, Incarnation)>,
+}
+
+/// One write on its way to another replica of the shard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Write {
+    pub key: Key,
+    pub version: Version,
+    /// What the writer's client had seen of this shard: must be applied before this write is.
+    pub own_deps: Vector,
+}
+
+impl Write {
+    /// Roughly the memory and the wire bytes that the write takes.
+    pub fn weight(&self) -> usize {
+        96 + self.key.len()
+            + self.version.value.as_ref().map_or(0, Bytes::len)
+            + 24 * (self.version.deps.len() + self.own_deps.len())
+    }
+}
+
+/// One slot in a repair request: what the asker has of it, in key order, after `after`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotListing {
+    pub slot: Slot,
+    pub after: Option<Key>,
+    pub have: Vec<(Key, Dot)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Message {
+    /// "I belong to no cluster. This is what I was started with."
+    Seek {
+        view: Vec<Addr>,
+        shard_count: u32,
+    },
+    /// The answer of a member: the cluster that runs.
+    Topology(Topology),
+    /// The answer of a member to a stranger whose address the topology does not list.
+    Stranger,
+    /// Your life is older than one I know of your address.
+    Superseded {
+        known: Incarnation,
+    },
+
+    /// Liveness. `stage` is `None` for a node without a shard.
+    Beat {
+        wall_ms: u64,
+        stage: Option<Stage>,
+        stable: Option<(ShardId, Stable)>,
+    },
+    Report(Report),
+
+    /// Writes, each origin's in order, in an order in which the receiver can apply them.
+    Writes {
+        writes: Vec<Write>,
+        pulled: bool,
+    },
+    /// "I hold your current origin's writes up to `seq`."
+    Held {
+        origin: Origin,
+        seq: u64,
+    },
+    /// "Send me what I lack."
+    Pull {
+        have: Vector,
+        floors: Floors,
+    },
+    /// "My log does not reach back to what you lack: repair from my store."
+    Behind,
+
+    RepairStart {
+        id: u64,
+    },
+    /// The state of the source when the repair starts; `digests` holds one per slot of the shard, in slot order.
+    RepairBegin {
+        id: u64,
+        target: Vector,
+        floors: Floors,
+        clock: Stamp,
+        digests: Vec<u64>,
+    },
+    RepairAsk {
+        id: u64,
+        round: u64,
+        slots: Vec<SlotListing>,
+    },
+    /// `dropped`: keys that the asker has, whose write the source had too and no longer has: deleted. `rest`: where the
+    /// source stopped.
+    RepairData {
+        id: u64,
+        round: u64,
+        entries: Vec<(Key, Version)>,
+        dropped: Vec<(Key, Dot)>,
+        rest: Option<(Slot, Option<Key>)>,
+    },
+
+    /// A client's request, passed on to a replica of its shard. `id` rises with every forward of the sender's life.
+    Forward {
+        id: u64,
+        shard: ShardId,
+        op: Op,
+        context: Context,
+    },
+    Answered {
+        id: u64,
+        answer: Answer,
+    },
+}
+
+impl Message {
+    /// Roughly the wire bytes, to fill a batch up to its limit.
+    pub fn weight(&self) -> usize {
+        let op_weight = |op: &Op| match op {
+            Op::Put { key, value } => key.len() + value.len(),
+            Op::List { prefix, .. } => prefix.len(),
+            Op::Get { key } | Op::Delete { key } => key.len(),
+            Op::KeyCount { .. } => 8,
+        };
+        match self {
+            Self::Writes { writes, .. } => writes.iter().map(Write::weight).sum(),
+            Self::Forward { op, context, .. } => 64 + op_weight(op) + 16 * context.seen.len(),
+            Self::Answered { answer: Answer::Found { value, .. }, .. } => 64 + value.len(),
+            Self::Answered { answer: Answer::Keys { keys, .. }, .. } => keys.iter().map(|key| key.len() + 2).sum(),
+            Self::RepairBegin { digests, .. } => 64 + 8 * digests.len(),
+            _ => 64,
+        }
+    }
+}
+
+/// The bytes of a batch.
+pub fn encode(batch: &Batch) -> Bytes {
+    let bytes = postcard::to_extend(batch, vec![PROTOCOL_VERSION]);
+    bytes.expect("a batch holds nothing that postcard refuses").into()
+}
+
+/// Reads a batch, or says what is wrong with it.
+pub fn decode(bytes: &[u8]) -> Result<Batch, String> {
+    match bytes.split_first() {
+        None => Err("an empty batch".into()),
+        Some((&PROTOCOL_VERSION, body)) => {
+            postcard::from_bytes(body).map_err(|error| format!("a batch that can't be read: {error}"))
+        }
+        Some((other, _)) => Err(format!("peer protocol version {other}; this node speaks {PROTOCOL_VERSION}")),
+    }
+}

@@ -1,0 +1,403 @@
+//! Contact with peers: who is heard, which life of a node speaks, and what the next batch to it carries.
+//!
+//! Two clocks never meet: a batch carries its sender's own reading and gives the receiver's back. A reading that came back
+//! proves that what was sent then has arrived; *reachable* means that this proof is younger than 500 ms.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use super::settings::Mutant;
+use super::{Core, Severity};
+use crate::storage::Result;
+use crate::wire::ident::{Addr, Incarnation};
+use crate::wire::peer::{Batch, Message, Report, Stage};
+
+/// A peer that proved within this time that it hears us may be waited for.
+pub(super) const REACHABLE_MS: u64 = 500;
+/// A peer that proved nothing for so long is gone from the view.
+const VIEW_MS: u64 = 1_500;
+/// How often replicas of one shard hear from each other when there is nothing to say.
+const BEAT_MATE_MS: u64 = 200;
+/// The same for other nodes.
+const BEAT_OTHER_MS: u64 = 450;
+/// Bytes of messages after which a batch is full. One message may go beyond it.
+const BATCH_WEIGHT_MAX: usize = 1 << 20;
+/// Identifiers of forwards that are remembered per peer, to act on none of them twice.
+const FORWARDS_REMEMBERED: usize = 8_192;
+
+/// What this node knows of another.
+#[derive(Debug, Default)]
+pub(super) struct Peer {
+    /// The life that contact was made with.
+    pub life: Option<Incarnation>,
+    /// The newest life known from anybody; contact with an older one counts for nothing.
+    pub newest_life: Option<Incarnation>,
+    /// When anything valid came last.
+    pub heard_ms: Option<u64>,
+    /// Our newest reading that came back.
+    pub proven_ms: Option<u64>,
+    /// The peer's newest reading, to be given back.
+    pub echo_ms: u64,
+    last_beat_ms: Option<u64>,
+    pub stage: Option<Stage>,
+    /// The peer's wall clock minus our monotonic clock, in ms.
+    pub wall_offset_ms: Option<i64>,
+    pub report: Option<Report>,
+    /// What it was started with, while it belongs to no cluster.
+    pub seeks: Option<(Vec<Addr>, u32)>,
+    queue: VecDeque<Message>,
+    queue_weight: usize,
+    forwards_seen: BTreeSet<u64>,
+    /// Our writes: handed to the link up to, acknowledged up to, and when that last moved.
+    pub sent: u64,
+    pub held: u64,
+    pub moved_ms: u64,
+    /// When we last asked it for what we lack.
+    pub pulled_ms: Option<u64>,
+    /// Whether a repair from this life of it has filled us.
+    pub filled_us: bool,
+    /// Since when it has been known to be ahead of us.
+    pub ahead_since_ms: Option<u64>,
+    was_in_view: bool,
+}
+
+impl Peer {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn push(&mut self, message: Message) {
+        self.queue_weight += message.weight();
+        self.queue.push_back(message);
+    }
+
+    pub fn queue_weight(&self) -> usize {
+        self.queue_weight
+    }
+
+    /// Takes a forward out of the queue if it was not handed to the link yet.
+    pub fn recall_forward(&mut self, forward: u64) -> bool {
+        let at = self.queue.iter().position(|m| matches!(m, Message::Forward { id, .. } if *id == forward));
+        let message = at.and_then(|at| self.queue.remove(at));
+        self.queue_weight -= message.as_ref().map_or(0, Message::weight);
+        message.is_some()
+    }
+
+    /// Whether this forward comes for the first time.
+    pub fn first_time(&mut self, forward: u64) -> bool {
+        if self.forwards_seen.len() >= FORWARDS_REMEMBERED {
+            let oldest = self.forwards_seen.pop_first();
+            if oldest.is_some_and(|oldest| forward <= oldest) {
+                self.forwards_seen.extend(oldest);
+                return false;
+            }
+        }
+        self.forwards_seen.insert(forward)
+    }
+
+    /// Another life of the node: nothing that was said to or by the earlier one counts.
+    fn begin_life(&mut self, life: Incarnation) {
+        let newest = self.newest_life.max(Some(life));
+        let heard = std::mem::take(self);
+        *self = Self {
+            life: Some(life),
+            newest_life: newest,
+            wall_offset_ms: heard.wall_offset_ms,
+            was_in_view: heard.was_in_view,
+            ..Self::default()
+        };
+    }
+
+    /// Somebody else knows a later life of this node.
+    pub fn learn_life(&mut self, life: Incarnation) {
+        self.newest_life = self.newest_life.max(Some(life));
+        if self.life < self.newest_life {
+            self.stage = None;
+            self.report = None;
+            self.seeks = None;
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn is_reachable(&self, peer: &Peer) -> bool {
+        let fresh = |proven: u64| self.now.mono_ms.saturating_sub(proven) < REACHABLE_MS;
+        peer.life.is_some() && peer.life == peer.newest_life && peer.proven_ms.is_some_and(fresh)
+    }
+
+    pub(super) fn is_in_view(&self, peer: &Peer) -> bool {
+        peer.proven_ms.is_some_and(|proven| self.now.mono_ms.saturating_sub(proven) < VIEW_MS)
+    }
+
+    /// Takes a batch. What is refused is said and otherwise ignored.
+    pub(super) fn batch(&mut self, batch: Batch) -> Result<()> {
+        if let Some(why) = self.refusal(&batch) {
+            self.say(Severity::Warn, format!("a message from {} was refused: {why}", batch.from));
+            return Ok(());
+        }
+        let now = self.now.mono_ms;
+        let my_life = self.life;
+        let from = batch.from.clone();
+        let Some(peer) = self.peers.get_mut(&from) else { return Ok(()) };
+        if peer.newest_life.is_some_and(|newest| batch.life < newest) {
+            if peer.life.is_none_or(|life| batch.life != life) {
+                let known = peer.newest_life.expect("just compared");
+                self.send(&from, Message::Superseded { known });
+            }
+            return Ok(());
+        }
+        let new_life = peer.life != Some(batch.life);
+        if new_life {
+            peer.begin_life(batch.life);
+            self.replica_changed = true;
+        }
+        peer.heard_ms = Some(now);
+        peer.echo_ms = peer.echo_ms.max(batch.sent_ms);
+        let to_me = batch.to_life == Some(my_life);
+        if to_me && batch.echo_ms > 0 {
+            peer.proven_ms = peer.proven_ms.max(Some(batch.echo_ms.min(now)));
+        }
+        if new_life {
+            self.life_began(&from);
+        }
+        for message in batch.messages {
+            // Only these are meant for a life that the sender does not know.
+            if to_me || matches!(message, Message::Superseded { .. } | Message::Stranger) {
+                self.message(&from, message)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Why a batch is not for this node, if it is not.
+    fn refusal(&self, batch: &Batch) -> Option<String> {
+        let mine = self.topology.as_ref().map(|topology| topology.cluster);
+        match (mine, batch.cluster) {
+            (Some(mine), Some(theirs)) if mine != theirs => Some("it belongs to another cluster".into()),
+            _ if batch.from == self.settings.me => Some("it claims this node's own address".into()),
+            _ => None,
+        }
+    }
+
+    fn life_began(&mut self, addr: &Addr) {
+        self.forwards_lost_to(addr);
+        if self.repair.as_ref().is_some_and(|repair| repair.peer == *addr) {
+            self.repair = None;
+        }
+        self.beat(addr);
+    }
+
+    fn message(&mut self, from: &Addr, message: Message) -> Result<()> {
+        match message {
+            Message::Seek { view, shard_count } => self.seek(from, view, shard_count),
+            Message::Topology(topology) => self.topology_offered(topology)?,
+            Message::Stranger => self.told_stranger(from),
+            Message::Superseded { known } => self.superseded(known),
+            Message::Beat { wall_ms, stage, stable } => self.beaten(from, wall_ms, stage, stable),
+            Message::Report(report) if self.is_mate(from) => self.reported(from, report),
+            Message::Forward { id, shard, op, context } => self.forwarded(from, id, shard, op, context)?,
+            Message::Answered { id, answer } => self.answered(from, id, answer)?,
+            // Everything below concerns the data of a shard and comes from its replicas only.
+            message if self.is_mate(from) => self.mate_message(from, message)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn mate_message(&mut self, from: &Addr, message: Message) -> Result<()> {
+        match message {
+            Message::Writes { writes, pulled } => self.writes(from, writes, pulled)?,
+            Message::Held { origin, seq } => self.held(from, origin, seq),
+            Message::Pull { have, floors } => self.pull_asked(from, &have, &floors),
+            Message::Behind => self.told_behind(from),
+            Message::RepairStart { id } => self.repair_started(from, id),
+            Message::RepairBegin { id, target, floors, clock, digests } => {
+                self.repair_began(from, id, target, floors, clock, &digests)?;
+            }
+            Message::RepairAsk { id, round, slots } => self.repair_asked(from, id, round, &slots)?,
+            Message::RepairData { id, round, entries, dropped, rest } => {
+                self.repair_data(from, (id, round), entries, dropped, rest)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Somebody knows a later life of this address: this one goes on under a still later number.
+    pub(super) fn superseded(&mut self, known: Incarnation) {
+        if known <= self.life {
+            return;
+        }
+        self.life = Incarnation(known.0 + 1);
+        self.store.set_fact(super::FACT_LIFE, super::encode_fact(&self.life));
+        if let Some(replica) = self.replica.as_mut() {
+            replica.origin.incarnation = self.life;
+        }
+        for peer in self.peers.values_mut() {
+            (peer.sent, peer.held) = (0, 0);
+        }
+        self.say(Severity::Info, format!("a later life of this address was known; going on as {}", self.life.0));
+    }
+
+    pub(super) fn notice_lost_peers(&mut self) {
+        let changes: Vec<(Addr, bool)> = self
+            .peers
+            .iter()
+            .map(|(addr, peer)| (addr.clone(), self.is_in_view(peer), peer.was_in_view))
+            .filter(|&(_, now, before)| now != before)
+            .map(|(addr, now, _)| (addr, now))
+            .collect();
+        for (addr, in_view) in changes {
+            if let Some(peer) = self.peers.get_mut(&addr) {
+                peer.was_in_view = in_view;
+            }
+            let text = if in_view { "can be reached" } else { "can't be reached" };
+            self.say(Severity::Info, format!("{addr} {text}"));
+        }
+    }
+
+    pub(super) fn beat_step(&mut self) {
+        let due: Vec<Addr> = self.peers.keys().filter(|&addr| self.beat_is_due(addr)).cloned().collect();
+        for addr in due {
+            self.beat(&addr);
+        }
+    }
+
+    /// Of two nodes the one with the smaller address beats; the other does if it hears nothing.
+    fn beat_is_due(&self, addr: &Addr) -> bool {
+        let peer = &self.peers[addr];
+        let interval = self.beat_interval_ms(addr);
+        let interval = if self.settings.me < *addr { interval } else { interval + interval / 2 };
+        peer.last_beat_ms.is_none_or(|last| self.now.mono_ms.saturating_sub(last) >= interval)
+    }
+
+    fn beat_interval_ms(&self, addr: &Addr) -> u64 {
+        if self.topology.is_none() || self.is_mate(addr) { BEAT_MATE_MS } else { BEAT_OTHER_MS }
+    }
+
+    pub(super) fn beat_all(&mut self) {
+        let all: Vec<Addr> = self.peers.keys().cloned().collect();
+        all.iter().for_each(|addr| self.beat(addr));
+    }
+
+    /// Queues what this node has to say about itself.
+    pub(super) fn beat(&mut self, addr: &Addr) {
+        for message in self.beat_messages(addr) {
+            self.send(addr, message);
+        }
+        let now = self.now.mono_ms;
+        if let Some(peer) = self.peers.get_mut(addr) {
+            peer.last_beat_ms = Some(now);
+        }
+    }
+
+    fn beat_messages(&self, addr: &Addr) -> Vec<Message> {
+        if self.topology.is_none() {
+            let Settings { view, shard_count } = self.seeking();
+            return vec![Message::Seek { view, shard_count }];
+        }
+        let stage = self.replica.as_ref().map(|replica| replica.stage);
+        let stable = self.replica.as_ref().map(|replica| (replica.shard, self.own_stable()));
+        let mut messages = vec![Message::Beat { wall_ms: self.now.wall_ms, stage, stable }];
+        if self.is_mate(addr) {
+            messages.push(Message::Report(self.report()));
+        }
+        messages
+    }
+
+    fn seeking(&self) -> Settings {
+        Settings { view: self.settings.view.clone(), shard_count: self.settings.shard_count }
+    }
+
+    fn beaten(
+        &mut self,
+        from: &Addr,
+        wall_ms: u64,
+        stage: Option<Stage>,
+        stable: Option<(crate::wire::ident::ShardId, crate::wire::peer::Stable)>,
+    ) {
+        let now = self.now.mono_ms;
+        if let Some((shard, stable)) = stable {
+            self.learn_stable(shard, &stable);
+        }
+        let Some(peer) = self.peers.get_mut(from) else { return };
+        peer.stage = stage;
+        peer.seeks = None;
+        peer.wall_offset_ms = Some(wall_ms as i64 - now as i64);
+        // The answer to a beat carries ours, so that one request serves both directions.
+        let quiet_ms = peer.last_beat_ms.map_or(u64::MAX, |last| now - last);
+        if quiet_ms >= self.beat_interval_ms(from) / 2 {
+            self.beat(from);
+        }
+    }
+
+    /// The physical time for stamps: this node's wall clock, at most a minute past its peers' median.
+    pub(super) fn physical_ms(&self) -> u64 {
+        const AHEAD_MS_MAX: i64 = 60_000;
+        if self.settings.broken(Mutant::WallClockWins) {
+            return self.now.wall_ms;
+        }
+        let now = self.now.mono_ms as i64;
+        let mut walls: Vec<i64> =
+            self.peers.values().filter_map(|peer| peer.wall_offset_ms).map(|offset| now + offset).collect();
+        walls.sort_unstable();
+        let Some(&median) = walls.get(walls.len() / 2) else { return self.now.wall_ms };
+        (self.now.wall_ms as i64).min(median + AHEAD_MS_MAX).max(0) as u64
+    }
+
+    /// Whether a batch to this peer would carry anything.
+    pub fn wants(&self, addr: &Addr) -> bool {
+        let Some(peer) = self.peers.get(addr) else { return false };
+        !peer.queue.is_empty() || self.has_writes_for(addr, peer)
+    }
+
+    /// The next batch to a peer; `None` if there is nothing to say. Call it only between turns.
+    pub fn next_batch(&mut self, now: Now, addr: &Addr) -> Option<Batch> {
+        self.now.mono_ms = self.now.mono_ms.max(now.mono_ms);
+        self.wants(addr).then(|| self.answer_batch(now, addr))
+    }
+
+    /// What to answer a batch with: the next batch, even if it is empty.
+    pub fn answer_batch(&mut self, now: Now, addr: &Addr) -> Batch {
+        self.now.mono_ms = self.now.mono_ms.max(now.mono_ms);
+        let messages = self.take_messages(addr);
+        let now_ms = self.now.mono_ms.max(1);
+        let (mut to_life, mut echo_ms) = (None, 0);
+        if let Some(peer) = self.peers.get_mut(addr) {
+            (to_life, echo_ms) = (peer.life, peer.echo_ms);
+        }
+        Batch {
+            cluster: self.topology.as_ref().map(|topology| topology.cluster),
+            from: self.settings.me.clone(),
+            life: self.life,
+            to_life,
+            sent_ms: now_ms,
+            echo_ms,
+            messages,
+        }
+    }
+
+    fn take_messages(&mut self, addr: &Addr) -> Vec<Message> {
+        let Some(peer) = self.peers.get_mut(addr) else { return vec![Message::Stranger] };
+        let mut messages = Vec::new();
+        let mut weight = 0;
+        while weight < BATCH_WEIGHT_MAX
+            && let Some(message) = peer.queue.pop_front()
+        {
+            peer.queue_weight -= message.weight();
+            weight += message.weight();
+            messages.push(message);
+        }
+        if weight < BATCH_WEIGHT_MAX {
+            messages.extend(self.take_writes_for(addr, BATCH_WEIGHT_MAX - weight));
+        }
+        messages
+    }
+}
+
+use super::Now;
+
+/// The part of the settings that a seeking node tells.
+struct Settings {
+    view: Vec<Addr>,
+    shard_count: u32,
+}

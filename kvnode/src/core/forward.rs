@@ -1,0 +1,332 @@
+//! Requests for shards that this node does not serve: passed on to a replica that does.
+//!
+//! Rule: a write is handed to a second replica only if the first certainly did not get it: it was still queued here, nobody
+//! listened there, or the replica itself refused it. Otherwise the client is told that the outcome is unknown. Reads are
+//! free to try the next.
+
+use std::collections::BTreeMap;
+
+use super::Core;
+use super::causal::Context;
+use super::contact::Peer;
+use super::request::{Answer, Op};
+use super::serve::{Pages, Requester};
+use super::settings::Mutant;
+use crate::storage::Result;
+use crate::wire::ident::{Addr, Key, ShardId};
+use crate::wire::peer::{Batch, Message, Stage};
+
+/// How long a request looks for a replica before the client is told that there is none.
+const NO_REPLICA_MS: u64 = 1_800;
+/// Beyond the waits that a replica itself may take, the longest time for its answer.
+const ANSWER_MARGIN_MS: u64 = 500;
+
+/// Requests of this node's clients that other nodes answer.
+#[derive(Debug, Default)]
+pub(super) struct Forwards {
+    last_id: u64,
+    open: BTreeMap<u64, Open>,
+    last_gather: u64,
+    gathers: BTreeMap<u64, Gather>,
+}
+
+#[derive(Debug)]
+struct Open {
+    requester: Requester,
+    shard: ShardId,
+    op: Op,
+    context: Context,
+    began_ms: u64,
+    /// Replicas that were asked before and did not answer.
+    tried: Vec<Addr>,
+    /// Who is asked now; `None` while nobody can be.
+    target: Option<Addr>,
+    target_since_ms: u64,
+}
+
+#[derive(Debug)]
+struct Gather {
+    requester: Requester,
+    limit: usize,
+    context: Context,
+    pages: Pages,
+}
+
+impl Forwards {
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+}
+
+impl Open {
+    fn is_write(&self) -> bool {
+        matches!(self.op, Op::Put { .. } | Op::Delete { .. })
+    }
+}
+
+impl Core {
+    /// Passes a request on.
+    pub(super) fn forward(&mut self, requester: Requester, shard: ShardId, op: Op, context: Context) -> Result<()> {
+        if let Requester::Peer(..) = requester {
+            // Two nodes that disagree must not pass a request back and forth: the first one finds another.
+            let reason = self.reason.clone();
+            self.answer(requester, Answer::NotReady { reason });
+            return Ok(());
+        }
+        if self.forwards.open.len() >= self.settings.forwards_max {
+            self.answer(requester, Answer::Busy { what: "too many requests wait for other nodes".into() });
+            return Ok(());
+        }
+        self.forwards.last_id += 1;
+        let id = self.forwards.last_id;
+        let now = self.now.mono_ms;
+        let open = Open {
+            requester,
+            shard,
+            op,
+            context,
+            began_ms: now,
+            tried: Vec::new(),
+            target: None,
+            target_since_ms: now,
+        };
+        self.forwards.open.insert(id, open);
+        self.hand_over(id);
+        Ok(())
+    }
+
+    /// Gives a request to the next replica, if there is one.
+    fn hand_over(&mut self, id: u64) {
+        let Some(open) = self.forwards.open.get(&id) else { return };
+        let Some(target) = self.choose(open) else { return };
+        let full = self.peers[&target].queue_weight() >= self.settings.peer_queue_weight_max;
+        if full {
+            if let Some(open) = self.forwards.open.remove(&id) {
+                self.answer(open.requester, Answer::Busy { what: format!("too much waits for {target}") });
+            }
+            return;
+        }
+        let now = self.now.mono_ms;
+        // A new number for every hand-over: the receiver acts on each number once.
+        self.forwards.last_id += 1;
+        let new_id = self.forwards.last_id;
+        let Some(mut open) = self.forwards.open.remove(&id) else { return };
+        open.target = Some(target.clone());
+        open.target_since_ms = now;
+        let message =
+            Message::Forward { id: new_id, shard: open.shard, op: open.op.clone(), context: open.context.clone() };
+        self.forwards.open.insert(new_id, open);
+        self.send(&target, message);
+    }
+
+    /// A replica that serves the shard, can be reached, and was not tried: spread by the request's number.
+    fn choose(&self, open: &Open) -> Option<Addr> {
+        let topology = self.topology.as_ref()?;
+        let members = topology.members(open.shard);
+        let usable = |addr: &&Addr| {
+            let serves = |peer: &Peer| matches!(peer.stage, Some(Stage::Serving)) && self.is_in_view(peer);
+            !open.tried.contains(addr) && self.peers.get(*addr).is_some_and(serves)
+        };
+        let candidates: Vec<&Addr> =
+            members.iter().filter_map(|node| topology.nodes.get(node)).filter(usable).collect();
+        let (fresh, stale): (Vec<&Addr>, Vec<&Addr>) =
+            candidates.into_iter().partition(|addr| self.answers_lately(&self.peers[*addr]));
+        let pool = if fresh.is_empty() { stale } else { fresh };
+        let at = self.forwards.last_id as usize % pool.len().max(1);
+        pool.get(at).map(|addr| (*addr).clone())
+    }
+
+    /// Nodes of other shards beat more slowly than replicas: they are given more time.
+    fn answers_lately(&self, peer: &Peer) -> bool {
+        const LATELY_MS: u64 = 1_000;
+        peer.proven_ms.is_some_and(|proven| self.now.mono_ms.saturating_sub(proven) < LATELY_MS)
+    }
+
+    /// Another node passes a request on to this one.
+    pub(super) fn forwarded(&mut self, from: &Addr, id: u64, shard: ShardId, op: Op, context: Context) -> Result<()> {
+        if !self.peers.get_mut(from).is_some_and(|peer| peer.first_time(id)) {
+            return Ok(());
+        }
+        let requester = Requester::Peer(from.clone(), id);
+        let here = self.replica.as_ref().is_some_and(|replica| replica.shard == shard);
+        if here && self.is_serving() {
+            return self.serve(requester, op, context);
+        }
+        let reason = if self.draining { "shutting down".to_owned() } else { self.reason.clone() };
+        self.answer(requester, Answer::NotReady { reason });
+        Ok(())
+    }
+
+    /// The answer to a request that was passed on.
+    pub(super) fn answered(&mut self, from: &Addr, id: u64, answer: Answer) -> Result<()> {
+        let expected = self.forwards.open.get(&id).is_some_and(|open| open.target.as_ref() == Some(from));
+        if !expected {
+            return Ok(());
+        }
+        if matches!(answer, Answer::NotReady { .. }) {
+            self.try_next(id);
+            return Ok(());
+        }
+        if let Some(open) = self.forwards.open.remove(&id) {
+            self.answer(open.requester, answer);
+        }
+        Ok(())
+    }
+
+    /// The current target certainly does not act on the request: on to the next.
+    fn try_next(&mut self, id: u64) {
+        if let Some(open) = self.forwards.open.get_mut(&id) {
+            open.tried.extend(open.target.take());
+            self.hand_over(id);
+        }
+    }
+
+    /// A batch found nobody who listens: nothing in it was acted on.
+    pub(super) fn undelivered(&mut self, peer: &Addr, batch: Batch) {
+        for message in batch.messages {
+            if let Message::Forward { id, .. } = message
+                && self.forwards.open.get(&id).is_some_and(|open| open.target.as_ref() == Some(peer))
+            {
+                self.try_next(id);
+            }
+        }
+    }
+
+    /// A peer has begun another life: what the earlier one was asked is not answered any more.
+    pub(super) fn forwards_lost_to(&mut self, addr: &Addr) {
+        let lost: Vec<u64> = self
+            .forwards
+            .open
+            .iter()
+            .filter(|(_, open)| open.target.as_ref() == Some(addr))
+            .map(|(&id, _)| id)
+            .collect();
+        lost.into_iter().for_each(|id| self.target_lost(id));
+    }
+
+    /// The target does not answer. It may have acted on the request.
+    fn target_lost(&mut self, id: u64) {
+        let Some(open) = self.forwards.open.get(&id) else { return };
+        let recalled = open
+            .target
+            .clone()
+            .is_some_and(|target| self.peers.get_mut(&target).is_some_and(|peer| peer.recall_forward(id)));
+        let unknown = self.forwards.open.get(&id).is_some_and(|open| open.is_write() && !recalled);
+        if unknown && !self.settings.broken(Mutant::ForwardTwice) {
+            if let Some(open) = self.forwards.open.remove(&id) {
+                self.answer(open.requester, Answer::OutcomeUnknown);
+            }
+            return;
+        }
+        self.try_next(id);
+    }
+
+    /// Gives up on targets that are gone, tries those that have come, and ends what took too long.
+    pub(super) fn forward_step(&mut self) -> Result<()> {
+        let now = self.now.mono_ms;
+        let answer_ms = self.settings.causal_wait_ms + self.settings.ack_wait_ms + ANSWER_MARGIN_MS;
+        for id in self.forwards.open.keys().copied().collect::<Vec<u64>>() {
+            let Some(open) = self.forwards.open.get(&id) else { continue };
+            if let Some(target) = &open.target {
+                let overdue = now.saturating_sub(open.target_since_ms) >= answer_ms;
+                let silent = self.peers.get(target).is_none_or(|peer| !self.answers_lately(peer));
+                if overdue || silent {
+                    self.target_lost(id);
+                }
+            } else if now.saturating_sub(open.began_ms) >= NO_REPLICA_MS {
+                self.end_without_replica(id);
+            } else {
+                self.hand_over(id);
+            }
+        }
+        Ok(())
+    }
+
+    fn end_without_replica(&mut self, id: u64) {
+        if let Some(open) = self.forwards.open.remove(&id) {
+            self.answer(open.requester, Answer::NoReplica { shard: open.shard });
+        }
+    }
+
+    /// Asks every shard for a page.
+    pub(super) fn gather(&mut self, requester: Requester, op: Op, context: Context) -> Result<()> {
+        let Op::List { limit, .. } = op else { return Ok(()) };
+        let shards: Vec<ShardId> =
+            self.topology.as_ref().map(|topology| topology.layout.shards.keys().copied().collect()).unwrap_or_default();
+        self.forwards.last_gather += 1;
+        let id = self.forwards.last_gather;
+        let pages = shards.iter().map(|&shard| (shard, None)).collect();
+        let gather = Gather { requester, limit: limit as usize, context: context.clone(), pages };
+        self.forwards.gathers.insert(id, gather);
+        for shard in shards {
+            self.ask_shard(Requester::Gather(id, shard), shard, op.clone(), context.clone())?;
+        }
+        Ok(())
+    }
+
+    /// One shard's page has come, or the reason why there is none.
+    pub(super) fn gathered(&mut self, id: u64, shard: ShardId, answer: Answer) {
+        let Some(gather) = self.forwards.gathers.get_mut(&id) else { return };
+        let Answer::Keys { keys, next, context } = answer else {
+            // A page that lacks a shard is no page.
+            if let Some(gather) = self.forwards.gathers.remove(&id) {
+                self.answer(gather.requester, answer);
+            }
+            return;
+        };
+        gather.context.merge(&context);
+        gather.pages.insert(shard, Some((keys, next)));
+        if gather.pages.values().all(Option::is_some)
+            && let Some(gather) = self.forwards.gathers.remove(&id)
+        {
+            let (keys, next) = merge_pages(gather.pages, gather.limit);
+            let mut context = gather.context;
+            self.prune(&mut context.seen);
+            self.answer(gather.requester, Answer::Keys { keys, next, context });
+        }
+    }
+}
+
+/// One page out of one page per shard. It ends where the first shard's page ends that has more.
+fn merge_pages(pages: Pages, limit: usize) -> (Vec<Key>, Option<Key>) {
+    let pages: Vec<(Vec<Key>, Option<Key>)> = pages.into_values().flatten().collect();
+    let horizon = pages.iter().filter_map(|(_, next)| next.clone()).min();
+    let mut keys: Vec<Key> = pages.into_iter().flat_map(|(keys, _)| keys).collect();
+    keys.retain(|key| horizon.as_ref().is_none_or(|horizon| key <= horizon));
+    keys.sort_unstable();
+    if keys.len() > limit {
+        keys.truncate(limit);
+        let next = keys.last().cloned();
+        return (keys, next);
+    }
+    (keys, horizon)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(keys: &[&str], next: Option<&str>) -> Option<(Vec<Key>, Option<Key>)> {
+        Some((keys.iter().map(|&key| key.into()).collect(), next.map(Key::from)))
+    }
+
+    #[test]
+    fn a_page_leaves_out_what_a_shard_has_not_told_yet() {
+        let pages = Pages::from([(ShardId(1), page(&["a", "c"], Some("c"))), (ShardId(2), page(&["b", "d"], None))]);
+        let (keys, next) = merge_pages(pages, 2);
+        assert_eq!((keys, next), (vec!["a".into(), "b".into()], Some("b".into())));
+        let pages = Pages::from([(ShardId(1), page(&["a", "c"], Some("c"))), (ShardId(2), page(&["b", "d"], None))]);
+        let (keys, next) = merge_pages(pages, 10);
+        assert_eq!((keys, next), (vec!["a".into(), "b".into(), "c".into()], Some("c".into())));
+    }
+
+    #[test]
+    fn the_last_page_has_no_next() {
+        let pages = Pages::from([(ShardId(1), page(&["a"], None)), (ShardId(2), page(&[], None))]);
+        assert_eq!(merge_pages(pages, 10), (vec!["a".into()], None));
+    }
+}

@@ -1,0 +1,251 @@
+//! How writes reach the other replicas of the shard.
+//!
+//! A replica *pushes* its own writes: each peer has a cursor into the log, and every batch to the peer takes what follows.
+//! The peer acknowledges by number. What is not acknowledged for a while is sent again. A replica *pulls* what it is seen to
+//! lack otherwise: writes of a node that is gone or cut off, or dependencies of writes that came first. Whoever is asked
+//! for more than its log holds says so, and the asker repairs from its store.
+//!
+//! Invariant: a write is applied only when it is its origin's next and its own-shard dependencies are applied. So what a
+//! replica has applied is always closed under causality within the shard, and a dot stands for all before it.
+
+use super::Core;
+use super::causal::Vector;
+use super::settings::Mutant;
+use crate::storage::Result;
+use crate::wire::ident::{Addr, Origin};
+use crate::wire::peer::{Floors, Message, Stage, Write};
+
+use super::contact::Peer;
+
+/// What was sent and not acknowledged for so long is sent again.
+const RESEND_MS: u64 = 300;
+/// A pull that was not answered for so long is made again.
+const PULL_MS: u64 = 300;
+/// A replica that is behind a peer waits so long for writes that are probably on their way, before it pulls.
+const LAG_MS: u64 = 250;
+/// Bytes of writes that answer one pull.
+const PULL_WEIGHT_MAX: usize = 1 << 20;
+
+enum Turn {
+    /// Already applied, or of a retired origin.
+    Known,
+    Ready,
+    Early,
+}
+
+impl Core {
+    /// Whether this peer lacks writes of ours that were not handed to its link yet.
+    pub(super) fn has_writes_for(&self, addr: &Addr, peer: &Peer) -> bool {
+        let Some(replica) = &self.replica else { return false };
+        let takes = peer.report.is_some() && matches!(peer.stage, Some(Stage::Serving | Stage::Leaving));
+        takes && peer.sent < replica.seq() && self.is_mate(addr)
+    }
+
+    /// Writes for the next batch to a peer. Moves its cursor.
+    pub(super) fn take_writes_for(&mut self, addr: &Addr, weight_max: usize) -> Option<Message> {
+        let peer = self.peers.get(addr)?;
+        if !self.has_writes_for(addr, peer) {
+            return None;
+        }
+        let replica = self.replica.as_ref()?;
+        let writes = replica.log.of_origin(replica.origin, peer.sent, weight_max);
+        let (now, seq) = (self.now.mono_ms, replica.seq());
+        let peer = self.peers.get_mut(addr)?;
+        peer.moved_ms = now;
+        let Some(writes) = writes else {
+            peer.sent = seq;
+            return Some(Message::Behind);
+        };
+        peer.sent = writes.last()?.version.dot.seq;
+        Some(Message::Writes { writes, pulled: false })
+    }
+
+    /// Something was written here: the other replicas are to have it.
+    pub(super) fn wake_mates(&mut self) {
+        let mates = self.mates();
+        self.wakes.extend(mates);
+    }
+
+    pub(super) fn writes(&mut self, from: &Addr, writes: Vec<Write>, pulled: bool) -> Result<()> {
+        let last = writes.last().map(|write| write.version.dot.origin);
+        for write in writes {
+            self.deliver(write)?;
+        }
+        self.deliver_waiting()?;
+        if let Some(origin) = last
+            && !pulled
+            && let Some(replica) = &self.replica
+        {
+            let seq = replica.applied.get(origin);
+            self.send(from, Message::Held { origin, seq });
+        }
+        if pulled && let Some(peer) = self.peers.get_mut(from) {
+            peer.pulled_ms = None;
+            self.pull_if_behind(from);
+        }
+        Ok(())
+    }
+
+    fn turn_of(&self, write: &Write) -> Turn {
+        let Some(replica) = &self.replica else { return Turn::Known };
+        let dot = write.version.dot;
+        if replica.applied.covers(dot) || replica.is_retired(dot.origin) {
+            return Turn::Known;
+        }
+        let next = dot.seq == replica.applied.get(dot.origin) + 1;
+        let ready = next && self.dependencies_are_here(replica, &write.own_deps);
+        if ready || self.settings.broken(Mutant::OriginOrder) { Turn::Ready } else { Turn::Early }
+    }
+
+    fn deliver(&mut self, mut write: Write) -> Result<()> {
+        let turn = self.turn_of(&write);
+        let Some(replica) = self.replica.as_mut() else { return Ok(()) };
+        match turn {
+            Turn::Known => {}
+            Turn::Early => replica.put_aside(write),
+            Turn::Ready => {
+                if self.settings.broken(Mutant::DepsDropped) {
+                    write.version.deps = Vector::new();
+                }
+                replica.apply(&mut *self.store, write)?;
+                self.replica_changed = true;
+                self.waiting.changed = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies what waited for dependencies and waits no longer.
+    pub(super) fn deliver_waiting(&mut self) -> Result<()> {
+        let mut progress = false;
+        while let Some(origin) = self.waiting_no_longer() {
+            let write = self.replica.as_mut().and_then(|replica| replica.take_waiting(origin));
+            if let Some(write) = write {
+                self.deliver(write)?;
+                progress = true;
+            }
+        }
+        if progress {
+            self.tell_held();
+        }
+        Ok(())
+    }
+
+    fn waiting_no_longer(&self) -> Option<Origin> {
+        let replica = self.replica.as_ref().filter(|replica| replica.has_waiting())?;
+        let ended = |write: &&Write| !matches!(self.turn_of(write), Turn::Early);
+        replica.first_waiting().find(ended).map(|write| write.version.dot.origin)
+    }
+
+    /// Acknowledges to every mate what is held of its current origin.
+    fn tell_held(&mut self) {
+        for addr in self.mates() {
+            let (Some(replica), Some(node)) = (&self.replica, self.node_of(&addr)) else { continue };
+            let Some(incarnation) = self.peers.get(&addr).and_then(|peer| peer.life) else { continue };
+            let origin = Origin { node, epoch: replica.origin.epoch, incarnation };
+            let seq = replica.applied.get(origin);
+            if seq > 0 {
+                self.send(&addr, Message::Held { origin, seq });
+            }
+        }
+    }
+
+    pub(super) fn held(&mut self, from: &Addr, origin: Origin, seq: u64) {
+        if self.replica.as_ref().is_some_and(|replica| replica.origin == origin) {
+            self.note_held(from, seq);
+        }
+    }
+
+    /// A peer holds our writes up to `seq`.
+    pub(super) fn note_held(&mut self, from: &Addr, seq: u64) {
+        let now = self.now.mono_ms;
+        let Some(peer) = self.peers.get_mut(from) else { return };
+        if seq > peer.held {
+            peer.held = seq;
+            peer.moved_ms = now;
+        }
+        peer.sent = peer.sent.max(peer.held);
+    }
+
+    /// A mate has told what it has applied: is it ahead?
+    pub(super) fn notice_lag(&mut self, from: &Addr) {
+        let now = self.now.mono_ms;
+        let ahead = self.is_ahead(from);
+        let Some(peer) = self.peers.get_mut(from) else { return };
+        peer.ahead_since_ms = if ahead { peer.ahead_since_ms.or(Some(now)) } else { None };
+    }
+
+    fn is_ahead(&self, addr: &Addr) -> bool {
+        let (Some(replica), Some(peer)) = (&self.replica, self.peers.get(addr)) else { return false };
+        let lacks = |(origin, seq)| replica.applied.get(origin) < seq && !replica.is_retired(origin);
+        peer.report.as_ref().is_some_and(|report| report.applied.iter().any(lacks))
+    }
+
+    fn pull_if_behind(&mut self, addr: &Addr) {
+        if self.is_ahead(addr) {
+            self.pull(addr);
+        }
+    }
+
+    /// Asks a peer for what is lacking here, unless that was just done.
+    pub(super) fn pull(&mut self, addr: &Addr) {
+        let Some(replica) = self.replica.as_ref().filter(|replica| replica.stage != Stage::Filling) else { return };
+        let message = Message::Pull { have: replica.applied.clone(), floors: replica.floors_list() };
+        let now = self.now.mono_ms;
+        let Some(peer) = self.peers.get_mut(addr) else { return };
+        if peer.pulled_ms.is_none_or(|at| now.saturating_sub(at) >= PULL_MS) {
+            peer.pulled_ms = Some(now);
+            self.send(addr, message);
+        }
+    }
+
+    /// Asks for dependencies that a request waits for: those known to have them, or else everybody.
+    pub(super) fn pull_missing(&mut self, missing: &Vector) {
+        let knows = |core: &Self, addr: &Addr| {
+            let report = core.peers.get(addr).and_then(|peer| peer.report.as_ref());
+            report.is_some_and(|report| missing.iter().any(|(origin, seq)| report.applied.get(origin) >= seq))
+        };
+        let mates = self.mates();
+        let holders: Vec<Addr> = mates.iter().filter(|&addr| knows(self, addr)).cloned().collect();
+        for addr in if holders.is_empty() { &mates } else { &holders } {
+            self.pull(addr);
+        }
+    }
+
+    /// Sends again what was not acknowledged, and pulls what has been lacking for a while.
+    pub(super) fn anti_entropy_step(&mut self) {
+        let now = self.now.mono_ms;
+        for addr in self.mates() {
+            let Some(peer) = self.peers.get_mut(&addr) else { continue };
+            if peer.sent > peer.held && now.saturating_sub(peer.moved_ms) >= RESEND_MS {
+                peer.sent = peer.held;
+                peer.moved_ms = now;
+                self.wakes.insert(addr.clone());
+            }
+            if peer.ahead_since_ms.is_some_and(|since| now.saturating_sub(since) >= LAG_MS) {
+                self.notice_lag(&addr);
+                self.pull_if_behind(&addr);
+            }
+        }
+    }
+
+    pub(super) fn pull_asked(&mut self, from: &Addr, have: &Vector, floors: &Floors) {
+        let Some(replica) = &self.replica else { return };
+        let mut wanted = replica.applied.clone();
+        wanted
+            .retain(|origin, _| !floors.iter().any(|&(node, floor)| node == origin.node && origin.incarnation < floor));
+        match replica.log.since(have, &wanted, PULL_WEIGHT_MAX) {
+            Some(writes) if writes.is_empty() => {}
+            Some(writes) => self.send(from, Message::Writes { writes, pulled: true }),
+            None if replica.stage == Stage::Filling => {}
+            None => self.send(from, Message::Behind),
+        }
+    }
+
+    pub(super) fn told_behind(&mut self, from: &Addr) {
+        let serving = self.replica.as_ref().is_some_and(|replica| replica.stage == Stage::Serving);
+        if serving && self.repair.is_none() {
+            self.begin_repair(from);
+        }
+    }
+}

@@ -1,0 +1,440 @@
+//! Requests at a replica of their shard: check the context, read or write, answer.
+//!
+//! A request whose dependencies are not here yet is *parked*: the replica asks for them and tries again after every change,
+//! until `causal_wait_ms` is over. An accepted write is answered once a majority of the shard's replicas hold it, or when
+//! there is nobody left to wait for, or when `ack_wait_ms` is over; it always says how many copies there were.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::causal::{Context, Vector};
+use super::causality::Check;
+use super::request::{Answer, Op};
+use super::settings::Mutant;
+use super::{Core, Effect, token};
+use crate::storage::{Result, Version};
+use crate::wire::ident::{Addr, Dot, Key, ShardId, Slot};
+use crate::wire::peer::{Message, Stage, Write};
+
+/// Versions read for one page of a listing, at most: a page may be shorter than asked for.
+const LIST_READ_MAX: usize = 10_000;
+/// Bytes of keys on one page.
+const LIST_WEIGHT_MAX: usize = 512 << 10;
+
+/// Who wants the answer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Requester {
+    /// A client of this node.
+    Client(u64),
+    /// Another node, on behalf of a client.
+    Peer(Addr, u64),
+    /// A listing of this node that asks every shard.
+    Gather(u64, ShardId),
+}
+
+/// Requests that were taken and not answered yet.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    parked: Vec<Parked>,
+    /// Writes that wait for copies, in order of their numbers.
+    unacknowledged: VecDeque<Unacknowledged>,
+    /// Set when something was applied: parked requests are worth another look.
+    pub changed: bool,
+}
+
+impl Waiting {
+    pub fn is_empty(&self) -> bool {
+        self.parked.is_empty() && self.unacknowledged.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.parked.len() + self.unacknowledged.len()
+    }
+
+    pub fn parked(&self) -> usize {
+        self.parked.len()
+    }
+}
+
+#[derive(Debug)]
+struct Parked {
+    requester: Requester,
+    op: Op,
+    context: Context,
+    deadline_ms: u64,
+}
+
+#[derive(Debug)]
+struct Unacknowledged {
+    requester: Requester,
+    dot: Dot,
+    deadline_ms: u64,
+    done: WriteDone,
+    /// The own-shard part of the writer's context. The write's dot stands for it wherever the write is held; while that is
+    /// here alone, the client has to carry it on, or the loss of this node would lose more than the write.
+    own: Vector,
+    /// The rest of the writer's context, and the dot.
+    seen: Vector,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum WriteDone {
+    Created,
+    Replaced,
+    Deleted,
+}
+
+impl Core {
+    /// A client's request arrives.
+    pub(super) fn client(&mut self, id: u64, op: Op, tokens: &[String]) -> Result<()> {
+        let requester = Requester::Client(id);
+        let Some(topology) = &self.topology else {
+            let reason = self.reason.clone();
+            self.answer(requester, Answer::NotReady { reason });
+            return Ok(());
+        };
+        let mut context = Context::nothing();
+        for text in tokens {
+            match token::decode(&topology.context_key, text) {
+                Some(part) => context.merge(&part),
+                None => {
+                    self.answer(requester, Answer::Malformed);
+                    return Ok(());
+                }
+            }
+        }
+        if self.draining {
+            self.answer(requester, Answer::NotReady { reason: "shutting down".into() });
+            return Ok(());
+        }
+        self.route(requester, op, context)
+    }
+
+    /// Finds out who answers a request: this replica, another node, or several.
+    fn route(&mut self, requester: Requester, op: Op, context: Context) -> Result<()> {
+        let layout = &self.topology.as_ref().expect("requests are taken only in a cluster").layout;
+        let shard = match &op {
+            Op::Get { key } | Op::Put { key, .. } | Op::Delete { key } => layout.shard_of_slot(Slot::of(key)),
+            Op::KeyCount { shard } if !layout.shards.contains_key(shard) => {
+                self.answer(requester, Answer::NoSuchShard);
+                return Ok(());
+            }
+            Op::KeyCount { shard } => *shard,
+            Op::List { .. } => {
+                return self.gather(requester, op, context);
+            }
+        };
+        self.ask_shard(requester, shard, op, context)
+    }
+
+    /// Serves a request of one shard here, or passes it on.
+    pub(super) fn ask_shard(&mut self, requester: Requester, shard: ShardId, op: Op, context: Context) -> Result<()> {
+        let here = self.replica.as_ref().is_some_and(|replica| replica.shard == shard);
+        if here && self.is_serving() {
+            self.serve(requester, op, context)
+        } else {
+            self.forward(requester, shard, op, context)
+        }
+    }
+
+    /// Serves a request that is for this replica.
+    pub(super) fn serve(&mut self, requester: Requester, op: Op, context: Context) -> Result<()> {
+        if self.waiting.len() >= self.settings.waiting_max {
+            self.answer(requester, Answer::Busy { what: "too many requests wait at this replica".into() });
+            return Ok(());
+        }
+        let deadline_ms = self.now.mono_ms + self.settings.causal_wait_ms;
+        if let Some((parked, missing)) = self.try_serve(Parked { requester, op, context, deadline_ms })? {
+            self.pull_missing(&missing);
+            self.waiting.parked.push(parked);
+        }
+        Ok(())
+    }
+
+    /// Serves a request if its dependencies are here; else gives it back, with what is missing.
+    fn try_serve(&mut self, request: Parked) -> Result<Option<(Parked, Vector)>> {
+        let replica = self.replica.as_ref().expect("only a serving replica serves");
+        let reads = matches!(request.op, Op::Get { .. } | Op::List { .. });
+        let mutant = if reads { Mutant::ReadUnchecked } else { Mutant::WriteUnchecked };
+        let (own, foreign, lost) = match self.check(replica, &request.context) {
+            Check::Satisfied { own, foreign, lost } => (own, foreign, lost),
+            Check::Missing(_) if self.settings.broken(mutant) => self.check_nothing(&request.context),
+            Check::Missing(missing) if !matches!(request.op, Op::KeyCount { .. }) => {
+                return Ok(Some((request, missing)));
+            }
+            Check::Missing(_) => (Vector::new(), Vector::new(), Vec::new()),
+        };
+        self.say_losses(&lost);
+        let Parked { requester, op, .. } = request;
+        match op {
+            Op::Get { key } => self.get(requester, &key, own, foreign)?,
+            Op::Put { key, value } => self.write(requester, key, Some(value), own, foreign)?,
+            Op::Delete { key } => self.write(requester, key, None, own, foreign)?,
+            Op::List { prefix, after, limit } => self.list(requester, &prefix, after, limit, own, foreign)?,
+            Op::KeyCount { .. } => {
+                let live = self.replica.as_ref().map_or(0, |replica| replica.live);
+                self.answer(requester, Answer::Count(live));
+            }
+        }
+        Ok(None)
+    }
+
+    /// For mutants that don't check: the context as if all of it were here.
+    fn check_nothing(&self, context: &Context) -> (Vector, Vector, Vec<crate::wire::ident::Origin>) {
+        (Vector::new(), context.seen.clone(), Vec::new())
+    }
+
+    fn get(&mut self, requester: Requester, key: &Key, own: Vector, foreign: Vector) -> Result<()> {
+        let version = self.store.get(Slot::of(key), key)?;
+        let mut seen = own;
+        seen.merge(&foreign);
+        if let Some(version) = &version {
+            seen.raise(version.dot.origin, version.dot.seq);
+            seen.merge(&version.deps);
+        }
+        let context = self.context(seen);
+        let answer = match version.and_then(|version| version.value) {
+            Some(value) => Answer::Found { value, context },
+            None => Answer::NotFound { context },
+        };
+        self.answer(requester, answer);
+        Ok(())
+    }
+
+    /// A context to hand out: what was seen, less what everybody has.
+    fn context(&self, mut seen: Vector) -> Context {
+        self.prune(&mut seen);
+        let epoch = self.topology.as_ref().map_or(crate::wire::ident::Epoch(0), |topology| topology.layout.epoch);
+        Context { epoch, seen }
+    }
+
+    /// Accepts a put (`value`) or a delete (`None`).
+    fn write(
+        &mut self,
+        requester: Requester,
+        key: Key,
+        value: Option<bytes::Bytes>,
+        own: Vector,
+        foreign: Vector,
+    ) -> Result<()> {
+        let present = self.store.get(Slot::of(&key), &key)?;
+        let exists = present.as_ref().is_some_and(|version| version.value.is_some());
+        if value.is_none() && !exists {
+            return self.get(requester, &key, own, foreign);
+        }
+        let done = match (&value, exists) {
+            (None, _) => WriteDone::Deleted,
+            (Some(_), true) => WriteDone::Replaced,
+            (Some(_), false) => WriteDone::Created,
+        };
+        let dot = self.apply_own_write(key, value, own.clone(), foreign.clone())?;
+        let mut seen = foreign;
+        seen.raise(dot.origin, dot.seq);
+        let deadline_ms = self.now.mono_ms + self.settings.ack_wait_ms;
+        self.waiting.unacknowledged.push_back(Unacknowledged { requester, dot, deadline_ms, done, own, seen });
+        self.wake_mates();
+        Ok(())
+    }
+
+    fn apply_own_write(
+        &mut self,
+        key: Key,
+        value: Option<bytes::Bytes>,
+        mut own: Vector,
+        foreign: Vector,
+    ) -> Result<Dot> {
+        let physical = self.physical_ms();
+        let broken = (self.settings.broken(Mutant::WallClockWins), self.settings.broken(Mutant::StampFromSelf));
+        let drops_deps = self.settings.broken(Mutant::DepsDropped);
+        // What everybody has need not be waited for anywhere.
+        own.retain(|origin, seq| !self.is_stable(origin, seq));
+        let replica = self.replica.as_mut().expect("only a serving replica accepts writes");
+        let stamp = match broken {
+            (true, _) => super::clock::Stamp::from_millis(physical),
+            (_, true) => super::clock::Stamp::from_millis(replica.seq()),
+            _ => replica.clock.next(physical),
+        };
+        let dot = Dot { origin: replica.origin, seq: replica.seq() + 1 };
+        own.retain(|origin, _| origin != dot.origin);
+        let deps = if drops_deps { Vector::new() } else { foreign };
+        let write = Write { key, version: Version { stamp, dot, value, deps }, own_deps: own };
+        replica.apply(&mut *self.store, write)?;
+        self.replica_changed = true;
+        self.waiting.changed = true;
+        Ok(dot)
+    }
+
+    /// One page of this shard's keys.
+    fn list(
+        &mut self,
+        requester: Requester,
+        prefix: &str,
+        after: Option<Key>,
+        limit: u32,
+        own: Vector,
+        foreign: Vector,
+    ) -> Result<()> {
+        let mut seen = own;
+        seen.merge(&foreign);
+        let (mut keys, mut last, mut weight, mut read) = (Vec::new(), after, 0, 0);
+        let page = (limit as usize).clamp(1, 1_000);
+        let more = 'pages: loop {
+            let versions = self.store.keys(prefix, last.as_ref(), page)?;
+            let end = versions.len() < page;
+            read += versions.len();
+            for (key, version) in versions {
+                if keys.len() == page || weight >= LIST_WEIGHT_MAX {
+                    break 'pages true;
+                }
+                seen.raise(version.dot.origin, version.dot.seq);
+                seen.merge(&version.deps);
+                last = Some(key.clone());
+                if version.value.is_some() {
+                    weight += key.len();
+                    keys.push(key);
+                }
+            }
+            if end || read >= LIST_READ_MAX {
+                break !end;
+            }
+        };
+        let context = self.context(seen);
+        self.answer(requester, Answer::Keys { keys, next: if more { last } else { None }, context });
+        Ok(())
+    }
+
+    /// Looks at parked requests again after something was applied.
+    pub(super) fn retry_parked(&mut self) -> Result<()> {
+        let changed = std::mem::take(&mut self.waiting.changed);
+        if !changed || self.waiting.parked.is_empty() || !self.is_serving() {
+            return Ok(());
+        }
+        for parked in std::mem::take(&mut self.waiting.parked) {
+            if let Some((parked, _)) = self.try_serve(parked)? {
+                self.waiting.parked.push(parked);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers what has waited long enough, and asks again for what others still wait for.
+    pub(super) fn expire_waiting(&mut self) -> Result<()> {
+        // Time and reports of others can satisfy a dependency too.
+        self.waiting.changed = true;
+        let mut all_missing = Vector::new();
+        for parked in std::mem::take(&mut self.waiting.parked) {
+            let missing = match (&self.replica, self.is_serving()) {
+                (Some(replica), true) => match self.check(replica, &parked.context) {
+                    Check::Missing(missing) => missing,
+                    Check::Satisfied { .. } => Vector::new(),
+                },
+                _ => Vector::new(),
+            };
+            if self.now.mono_ms < parked.deadline_ms && self.is_serving() {
+                all_missing.merge(&missing);
+                self.waiting.parked.push(parked);
+            } else {
+                let missing = self.explain(&missing);
+                self.answer(parked.requester, Answer::Unsatisfied { missing });
+            }
+        }
+        if !all_missing.is_empty() {
+            self.pull_missing(&all_missing);
+        }
+        Ok(())
+    }
+
+    /// Answers the writes that enough replicas hold, or that have waited long enough.
+    pub(super) fn answer_acknowledged(&mut self) {
+        if self.waiting.unacknowledged.is_empty() {
+            return;
+        }
+        let Some(replica) = &self.replica else { return };
+        let majority = replica.size() / 2 + 1;
+        let (origin, size) = (replica.origin, replica.size());
+        let (held, reachable) = self.acknowledgements();
+        let copies = |dot: &Dot| {
+            let own_life = dot.origin == origin;
+            1 + held.iter().filter(|&&seq| own_life && seq >= dot.seq).count()
+        };
+        let now = self.now.mono_ms;
+        let mut answers = Vec::new();
+        self.waiting.unacknowledged.retain(|write| {
+            let copies = copies(&write.dot);
+            let possible = 1 + reachable.iter().filter(|&&seq| seq < write.dot.seq).count() + (copies - 1);
+            let enough = copies >= majority.min(possible).min(size);
+            if enough || now >= write.deadline_ms {
+                let mut seen = write.seen.clone();
+                if copies == 1 {
+                    seen.merge(&write.own);
+                }
+                answers.push((write.requester.clone(), write.done, seen, copies as u32));
+                return false;
+            }
+            true
+        });
+        for (requester, done, seen, replicas) in answers {
+            let context = self.context(seen);
+            let answer = match done {
+                WriteDone::Created => Answer::Created { context, replicas },
+                WriteDone::Replaced => Answer::Replaced { context, replicas },
+                WriteDone::Deleted => Answer::Deleted { context, replicas },
+            };
+            self.answer(requester, answer);
+        }
+    }
+
+    /// Up to which number each other serving replica holds our writes; first of all of them, then of the reachable ones.
+    fn acknowledgements(&self) -> (Vec<u64>, Vec<u64>) {
+        let (mut held, mut reachable) = (Vec::new(), Vec::new());
+        for addr in self.mates() {
+            let Some(peer) = self.peers.get(&addr) else { continue };
+            if matches!(peer.stage, Some(Stage::Serving | Stage::Leaving)) {
+                held.push(peer.held);
+                if self.is_reachable(peer) {
+                    reachable.push(peer.held);
+                }
+            }
+        }
+        (held, reachable)
+    }
+
+    /// Hands an answer to whoever wants it.
+    pub(super) fn answer(&mut self, requester: Requester, answer: Answer) {
+        match requester {
+            Requester::Client(id) => {
+                let answer = self.with_token(answer);
+                self.effects.push(Effect::Reply { id, answer });
+            }
+            Requester::Peer(addr, id) => self.send(&addr, Message::Answered { id, answer }),
+            Requester::Gather(id, shard) => self.gathered(id, shard, answer),
+        }
+    }
+
+    /// The same answer with its context as a token.
+    fn with_token(&self, answer: Answer) -> Answer<String> {
+        let text = |context: Context| {
+            let key = &self.topology.as_ref().expect("contexts exist only in a cluster").context_key;
+            token::encode(key, &context)
+        };
+        match answer {
+            Answer::Found { value, context } => Answer::Found { value, context: text(context) },
+            Answer::NotFound { context } => Answer::NotFound { context: text(context) },
+            Answer::Created { context, replicas } => Answer::Created { context: text(context), replicas },
+            Answer::Replaced { context, replicas } => Answer::Replaced { context: text(context), replicas },
+            Answer::Deleted { context, replicas } => Answer::Deleted { context: text(context), replicas },
+            Answer::Keys { keys, next, context } => Answer::Keys { keys, next, context: text(context) },
+            Answer::Count(count) => Answer::Count(count),
+            Answer::Malformed => Answer::Malformed,
+            Answer::Unsatisfied { missing } => Answer::Unsatisfied { missing },
+            Answer::NoReplica { shard } => Answer::NoReplica { shard },
+            Answer::NoSuchShard => Answer::NoSuchShard,
+            Answer::OutcomeUnknown => Answer::OutcomeUnknown,
+            Answer::Busy { what } => Answer::Busy { what },
+            Answer::NotReady { reason } => Answer::NotReady { reason },
+            Answer::Full { reason } => Answer::Full { reason },
+        }
+    }
+}
+
+/// Listings under way: the pages of the shards that have answered.
+pub(super) type Pages = BTreeMap<ShardId, Option<(Vec<Key>, Option<Key>)>>;

@@ -1,0 +1,76 @@
+//! What a core is started with, and the mutants that tests start it with.
+
+use crate::wire::ident::{Addr, Incarnation};
+
+/// Durations are in milliseconds of the clock that the driver passes in.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub me: Addr,
+    /// All nodes a new cluster would have, `me` included, in order.
+    pub view: Vec<Addr>,
+    /// Nodes of the view that an operator says need not be waited for when a cluster, or a shard that lost everything,
+    /// starts: they are taken to have nothing.
+    pub form_without: Vec<Addr>,
+    pub shard_count: u32,
+    /// This life's number: the wall clock's milliseconds at start. Raised by the core where a larger one is known.
+    pub life: Incarnation,
+    /// Random bytes for a cluster that this node may found.
+    pub entropy: [u8; 48],
+    /// How long a request waits for its dependencies.
+    pub causal_wait_ms: u64,
+    /// How long an answer to a write waits for copies after the local write.
+    pub ack_wait_ms: u64,
+    /// Requests that wait for dependencies or for copies; beyond it clients are told to come back.
+    pub waiting_max: usize,
+    /// Requests under way at other nodes.
+    pub forwards_max: usize,
+    /// Bytes of messages that wait for one peer, replication not counted (that waits in the log).
+    pub peer_queue_weight_max: usize,
+    /// Bytes of recent writes kept for replicas that lag.
+    pub log_weight_max: usize,
+    /// Whether a committed batch survives what the configured durability promises to survive without a sync.
+    pub durable_at_commit: bool,
+    pub mutant: Option<Mutant>,
+}
+
+impl Settings {
+    /// Whether the mechanism is broken on purpose. Always `false` in release builds.
+    pub(crate) fn broken(&self, mutant: Mutant) -> bool {
+        cfg!(debug_assertions) && self.mutant == Some(mutant)
+    }
+}
+
+/// A mechanism broken on purpose, to see the checker turn red. For tests; without effect in release builds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// Reads don't check the own-shard part of the context.
+    ReadUnchecked,
+    /// Writes don't check the own-shard part of the context.
+    WriteUnchecked,
+    /// A value's dependencies on other shards are not stored.
+    DepsDropped,
+    /// Writes of one origin are applied in any order, before their dependencies.
+    OriginOrder,
+    /// The wall clock alone decides between versions.
+    WallClockWins,
+    /// A new stamp follows only what this node wrote itself.
+    StampFromSelf,
+    /// Stable is counted from what was received instead of what is durable.
+    StableFromReceived,
+    /// A replica that is being filled does not hold stable back.
+    FillingLeftOutOfStable,
+    /// What a context names of an origin that nobody knows counts as retired.
+    UnknownIsRetired,
+    /// A forwarded write whose fate is unknown is sent again.
+    ForwardTwice,
+    /// A node that lost its data serves before it was filled.
+    ServeUnfilled,
+    /// A repair moves the vector before the slots are compared.
+    RepairVectorFirst,
+    /// Tombstones are dropped at once.
+    TombstoneDroppedEarly,
+    /// A repair does not delete what its source has deleted and forgotten.
+    RepairKeepsDeleted,
+    /// A restarted node goes on under its old origin from what it still has.
+    LifeReused,
+}

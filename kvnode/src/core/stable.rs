@@ -1,0 +1,241 @@
+//! What is stable, and what may be forgotten because of it.
+//!
+//! A write is stable once it is durable at every replica of its shard. A replica serves only with all that is stable (one
+//! that lost its data is filled first), so nobody has to carry a stable entry, and a stable tombstone can go.
+//!
+//! What fails without care: a report of a replica's earlier life says "durable" of data that is lost. If another replica
+//! filled the new life before it had that data itself, and then reports it, all reports together would call stable what the
+//! new life lacks. So a report counts only if nobody (this node or any report used beside it) knows a later life of its
+//! reporter: the replica that filled the new life knows it from before, and its own report says so. And it counts only
+//! while its reporter is reachable: a replica that is filled without us takes longer than that proof lasts.
+//!
+//! A tombstone needs more. A concurrent write with a smaller stamp may still be on its way here; it was made before its
+//! writer applied the tombstone, so it is among what that replica had applied when it reported. Once this replica has
+//! applied all that the reports named, no such write can come any more: the stable vector is then *settled*.
+
+use std::collections::BTreeMap;
+
+use super::Core;
+use super::causal::Vector;
+use super::causality::{knows_end, retired_in};
+use super::replica::Replica;
+use super::settings::Mutant;
+use crate::storage::Result;
+use crate::wire::ident::{Addr, Incarnation, NodeId, Origin, ShardId, Slot};
+use crate::wire::peer::{Floors, Report, Stable, Stage};
+
+/// Slots looked through per tick for what can be forgotten.
+const SLOTS_PER_TICK: usize = 16;
+
+/// The step from stable to settled.
+#[derive(Debug, Default)]
+pub(super) struct Settling {
+    settled: Stable,
+    /// What is stable, and what has to be applied here until that is settled.
+    pending: Option<(Stable, Vector)>,
+    sweep_after: Option<Slot>,
+}
+
+impl Core {
+    /// What this replica tells the other replicas of its shard.
+    pub(super) fn report(&self) -> Report {
+        let replica = self.replica.as_ref().expect("only replicas have mates to report to");
+        let nodes = replica.others.iter().copied().chain([replica.origin.node]);
+        let lives = nodes.filter_map(|node| Some((node, self.newest_life(node)?))).collect();
+        Report {
+            applied: replica.applied.clone(),
+            durable: replica.durable.clone(),
+            floors: replica.floors_list(),
+            lives,
+        }
+    }
+
+    pub(super) fn reported(&mut self, from: &Addr, report: Report) {
+        for &(node, life) in &report.lives {
+            if let Some(addr) = self.addr_of(node).cloned()
+                && let Some(peer) = self.peers.get_mut(&addr)
+            {
+                peer.learn_life(life);
+            }
+        }
+        if let Some(&(_, known)) = report.lives.iter().find(|&&(node, _)| Some(node) == self.me) {
+            self.superseded(known);
+        }
+        let held = self.replica.as_ref().map_or(0, |replica| report.applied.get(replica.origin));
+        if let Some(peer) = self.peers.get_mut(from) {
+            peer.report = Some(report);
+        }
+        self.note_held(from, held);
+        self.notice_lag(from);
+    }
+
+    pub(super) fn own_stable(&self) -> Stable {
+        let shard = self.replica.as_ref().map(|replica| replica.shard);
+        shard.and_then(|shard| self.stables.get(&shard)).cloned().unwrap_or_default()
+    }
+
+    /// Takes over what a shard says is stable. It only ever grows.
+    pub(super) fn learn_stable(&mut self, shard: ShardId, told: &Stable) {
+        let stable = self.stables.entry(shard).or_default();
+        let mut floors: BTreeMap<NodeId, Incarnation> = stable.floors.iter().copied().collect();
+        for &(node, floor) in &told.floors {
+            let known = floors.entry(node).or_insert(floor);
+            *known = (*known).max(floor);
+        }
+        stable.vector.merge(&told.vector);
+        stable.vector.retain(|origin, _| floors.get(&origin.node).is_none_or(|&floor| origin.incarnation >= floor));
+        stable.floors = floors.into_iter().collect();
+    }
+
+    /// Whether every serving replica of the origin's shard has the entry.
+    pub(super) fn is_stable(&self, origin: Origin, seq: u64) -> bool {
+        let shard = self.topology.as_ref().and_then(|topology| topology.shard_of_origin(origin));
+        let Some(stable) = shard.and_then(|shard| self.stables.get(&shard)) else { return false };
+        stable.vector.get(origin) >= seq
+            || stable.floors.iter().any(|&(node, floor)| node == origin.node && origin.incarnation < floor)
+    }
+
+    pub(super) fn stable_step(&mut self) -> Result<()> {
+        let Some(replica) = &self.replica else { return Ok(()) };
+        if replica.stage == Stage::Filling {
+            return Ok(());
+        }
+        let shard = replica.shard;
+        if let Some((stable, reported)) = self.compute_stable(replica) {
+            let floors = self.compute_floors(replica);
+            self.retire(&floors);
+            let floors = self.replica.as_ref().map(Replica::floors_list).unwrap_or_default();
+            let stable = Stable { vector: stable, floors };
+            self.learn_stable(shard, &stable);
+            self.settling.pending.get_or_insert((stable, reported));
+        }
+        self.settle();
+        self.sweep()
+    }
+
+    fn retire(&mut self, floors: &Floors) {
+        let Some(replica) = self.replica.as_mut() else { return };
+        let before = replica.floors.clone();
+        replica.raise_floors(floors);
+        self.replica_changed |= replica.floors != before;
+    }
+
+    /// What is durable at all replicas, and all that their reports say they had applied; `None` while a report is lacking.
+    fn compute_stable(&self, replica: &Replica) -> Option<(Vector, Vector)> {
+        let mut stable = replica.durable.clone();
+        let mut reported = replica.applied.clone();
+        for &node in &replica.others {
+            let Some(report) = self.valid_report(node) else {
+                if self.settings.broken(Mutant::FillingLeftOutOfStable) {
+                    continue;
+                }
+                return None;
+            };
+            let peer = self.peer_of(node);
+            if !peer.is_some_and(|peer| self.is_reachable(peer)) {
+                return None;
+            }
+            let filling = peer.and_then(|peer| peer.stage) == Some(Stage::Filling);
+            if filling && self.settings.broken(Mutant::FillingLeftOutOfStable) {
+                continue;
+            }
+            // What the reporter has retired is durable there to its end.
+            let theirs = |(origin, seq): (Origin, u64)| {
+                if retired_in(report, origin) { (origin, seq) } else { (origin, seq.min(report.durable.get(origin))) }
+            };
+            stable = stable.iter().map(theirs).collect();
+            reported.merge(&report.applied);
+        }
+        Some((stable, reported))
+    }
+
+    /// Per node of the shard the newest life before which all origins are held equally, and durably, by all replicas.
+    fn compute_floors(&self, replica: &Replica) -> Floors {
+        let nodes = replica.others.iter().copied().chain([replica.origin.node]);
+        nodes.filter_map(|node| self.compute_floor(replica, node)).collect()
+    }
+
+    fn compute_floor(&self, replica: &Replica, node: NodeId) -> Option<(NodeId, Incarnation)> {
+        let life = self.newest_life(node)?;
+        let reports: Vec<&Report> =
+            replica.others.iter().map(|&other| self.valid_report(other)).collect::<Option<_>>()?;
+        let serving = |&other: &NodeId| self.peer_of(other).is_some_and(|peer| peer.stage == Some(Stage::Serving));
+        let just_before = Origin { node, epoch: replica.origin.epoch, incarnation: Incarnation(life.0 - 1) };
+        let all_know = reports.iter().all(|report| knows_end(report, just_before) || retired_in(report, just_before));
+        if !all_know || !replica.others.iter().all(serving) {
+            return None;
+        }
+        let held_equally = |origin: Origin| {
+            let mine = (replica.applied.get(origin), replica.durable.get(origin));
+            mine.0 == mine.1
+                && reports.iter().all(|report| {
+                    retired_in(report, origin) || (report.applied.get(origin), report.durable.get(origin)) == mine
+                })
+        };
+        let named = |vector: &Vector| -> Vec<Origin> { vector.iter().map(|(origin, _)| origin).collect() };
+        let mut origins = named(&replica.applied);
+        reports.iter().for_each(|report| origins.extend(named(&report.applied)));
+        let ended = |origin: &Origin| origin.node == node && origin.incarnation < life;
+        origins.into_iter().filter(ended).all(held_equally).then_some((node, life))
+    }
+
+    fn settle(&mut self) {
+        let Some(replica) = &self.replica else { return };
+        let reached = self.settling.pending.as_ref().is_some_and(|(_, reported)| {
+            reported.iter().all(|(origin, seq)| replica.applied.get(origin) >= seq || replica.is_retired(origin))
+        });
+        if reached && let Some((stable, _)) = self.settling.pending.take() {
+            self.settling.settled = stable;
+        }
+    }
+
+    /// Drops settled tombstones and stable dependencies, a few slots at a time.
+    fn sweep(&mut self) -> Result<()> {
+        for _ in 0..SLOTS_PER_TICK {
+            let Some(replica) = &self.replica else { return Ok(()) };
+            let after = self.settling.sweep_after.map_or(0, |slot| slot.0 + 1);
+            let Some(&slot) = replica.dirty.range(Slot(after)..).next() else {
+                self.settling.sweep_after = None;
+                return Ok(());
+            };
+            self.settling.sweep_after = Some(slot);
+            self.sweep_slot(slot)?;
+        }
+        Ok(())
+    }
+
+    fn sweep_slot(&mut self, slot: Slot) -> Result<()> {
+        /// A slot holds a ten-thousandth of the keys; what is beyond this waits for the next round.
+        const VERSIONS_MAX: usize = 10_000;
+        let versions = self.store.slot(slot, None, VERSIONS_MAX)?;
+        let mut dirty = versions.len() == VERSIONS_MAX;
+        for (key, mut version) in versions {
+            let mut deps = version.deps.clone();
+            self.prune(&mut deps);
+            let forget = version.value.is_none() && deps.is_empty() && self.is_settled(&version);
+            let Some(replica) = self.replica.as_mut() else { return Ok(()) };
+            if forget {
+                replica.discard(&mut *self.store, &key, &version);
+                continue;
+            }
+            dirty |= version.value.is_none() || !deps.is_empty();
+            if deps != version.deps {
+                version.deps = deps;
+                self.store.put(slot, &key, version);
+            }
+        }
+        if let Some(replica) = self.replica.as_mut()
+            && !dirty
+        {
+            replica.dirty.remove(&slot);
+        }
+        Ok(())
+    }
+
+    fn is_settled(&self, version: &crate::storage::Version) -> bool {
+        let settled = &self.settling.settled;
+        let origin = version.dot.origin;
+        let retired = settled.floors.iter().any(|&(node, floor)| node == origin.node && origin.incarnation < floor);
+        settled.vector.covers(version.dot) || retired || self.settings.broken(Mutant::TombstoneDroppedEarly)
+    }
+}

@@ -1,0 +1,210 @@
+//! What a core tells about itself: to `/view`, `/shard`, `/ready`, `/status` and `/metrics`. Nothing here changes anything.
+
+use serde::Serialize;
+
+use super::Core;
+use super::clock::Stamp;
+use crate::storage::{Result, Version};
+use crate::wire::ident::{Addr, Key, ShardId};
+use crate::wire::peer::Stage;
+
+/// The cluster as one node sees it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    pub node: Addr,
+    /// `None`: not part of a cluster yet.
+    pub node_id: Option<u32>,
+    pub cluster: Option<String>,
+    pub epoch: Option<u32>,
+    pub shard: Option<String>,
+    pub stage: &'static str,
+    /// Why it does not serve; empty if it does.
+    pub reason: String,
+    /// This process's life, and under it the number of its newest write.
+    pub life: u64,
+    pub writes: u64,
+    pub keys: u64,
+    /// Equal at all replicas of a shard that have the same keys, versions and tombstones.
+    pub digest: String,
+    pub log_bytes: usize,
+    pub waiting: usize,
+    pub parked: usize,
+    pub forwarded: usize,
+    /// Entries of this replica's version vector.
+    pub vector_entries: usize,
+    /// The member that keeps contexts from shrinking, where one does.
+    pub stable_held_back_by: Option<Addr>,
+    /// Writers of whose last writes some are lost.
+    pub losses: Vec<String>,
+    pub shards: Vec<ShardStatus>,
+    pub peers: Vec<PeerStatus>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct ShardStatus {
+    pub id: String,
+    pub members: Vec<Addr>,
+    pub slots: usize,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct PeerStatus {
+    pub node: Addr,
+    pub reachable: bool,
+    pub stage: Option<&'static str>,
+    /// Writes of this node that the peer has not acknowledged; for replicas of this shard.
+    pub lag: Option<u64>,
+    /// The peer's wall clock minus this node's, in ms, as last heard.
+    pub clock_skew_ms: Option<i64>,
+    pub queued_bytes: usize,
+}
+
+fn stage_name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Filling => "filling",
+        Stage::Serving => "serving",
+        Stage::Leaving => "leaving",
+    }
+}
+
+impl Core {
+    pub fn me(&self) -> &Addr {
+        &self.settings.me
+    }
+
+    /// This life's number.
+    pub fn life(&self) -> u64 {
+        self.life.0
+    }
+
+    /// The members that this node can reach now, itself included, in the topology's order.
+    pub fn view(&self) -> Vec<Addr> {
+        let all: Vec<&Addr> = match &self.topology {
+            Some(topology) => topology.nodes.values().collect(),
+            None => self.settings.view.iter().collect(),
+        };
+        let here = |addr: &&Addr| {
+            **addr == self.settings.me || self.peers.get(*addr).is_some_and(|peer| self.is_in_view(peer))
+        };
+        all.into_iter().filter(here).cloned().collect()
+    }
+
+    /// Why this node knows no shards.
+    fn not_formed(&self) -> String {
+        self.reason.clone()
+    }
+
+    /// # Errors
+    /// The reason, while there is no cluster.
+    pub fn shard_ids(&self) -> std::result::Result<Vec<ShardId>, String> {
+        let topology = self.topology.as_ref().ok_or_else(|| self.not_formed())?;
+        Ok(topology.layout.shards.keys().copied().collect())
+    }
+
+    /// # Errors
+    /// The reason, while there is no cluster.
+    pub fn own_shard(&self) -> std::result::Result<Option<ShardId>, String> {
+        self.topology.as_ref().ok_or_else(|| self.not_formed())?;
+        Ok(self.replica.as_ref().map(|replica| replica.shard))
+    }
+
+    /// # Errors
+    /// The reason, while there is no cluster.
+    pub fn shard_members(&self, shard: ShardId) -> std::result::Result<Option<Vec<Addr>>, String> {
+        let topology = self.topology.as_ref().ok_or_else(|| self.not_formed())?;
+        let members = topology.layout.shards.get(&shard);
+        Ok(members.map(|nodes| nodes.iter().filter_map(|node| topology.nodes.get(node)).cloned().collect()))
+    }
+
+    /// # Errors
+    /// The reason why this node does not serve.
+    pub fn ready(&self) -> std::result::Result<(), String> {
+        if self.draining {
+            return Err("shutting down".into());
+        }
+        if self.is_serving() || (self.topology.is_some() && self.replica.is_none()) {
+            return Ok(());
+        }
+        Err(self.reason.clone())
+    }
+
+    pub fn status(&self) -> Status {
+        let replica = self.replica.as_ref();
+        let digest = replica.map_or(0, |replica| replica.digests.iter().fold(0, |sum: u64, d| sum.wrapping_add(*d)));
+        Status {
+            node: self.settings.me.clone(),
+            node_id: self.me.map(|me| me.0),
+            cluster: self.topology.as_ref().map(|topology| format!("{:032x}", topology.cluster.0)),
+            epoch: self.topology.as_ref().map(|topology| topology.layout.epoch.0),
+            shard: replica.map(|replica| replica.shard.to_string()),
+            stage: replica.map_or("outside", |replica| stage_name(replica.stage)),
+            reason: if self.ready().is_ok() { String::new() } else { self.reason.clone() },
+            life: self.life.0,
+            writes: replica.map_or(0, super::replica::Replica::seq),
+            keys: replica.map_or(0, |replica| replica.live),
+            digest: format!("{digest:016x}"),
+            log_bytes: replica.map_or(0, |replica| replica.log.weight()),
+            waiting: self.waiting.len(),
+            parked: self.waiting.parked(),
+            forwarded: self.forwards.len(),
+            vector_entries: replica.map_or(0, |replica| replica.applied.len()),
+            stable_held_back_by: self.held_back_by(),
+            losses: self.losses_said.iter().map(ToString::to_string).collect(),
+            shards: self.shard_statuses(),
+            peers: self.peers.iter().map(|(addr, peer)| self.peer_status(addr, peer)).collect(),
+        }
+    }
+
+    /// The first replica of the shard without which nothing becomes stable.
+    fn held_back_by(&self) -> Option<Addr> {
+        let replica = self.replica.as_ref()?;
+        let holds = |node: &&crate::wire::ident::NodeId| {
+            let peer = self.peer_of(**node);
+            let serving = peer.is_some_and(|peer| peer.stage == Some(Stage::Serving) && self.is_reachable(peer));
+            !serving || self.valid_report(**node).is_none()
+        };
+        replica.others.iter().find(holds).and_then(|&node| self.addr_of(node).cloned())
+    }
+
+    fn shard_statuses(&self) -> Vec<ShardStatus> {
+        let Some(topology) = &self.topology else { return Vec::new() };
+        let one = |(&id, nodes): (&ShardId, &Vec<crate::wire::ident::NodeId>)| ShardStatus {
+            id: id.to_string(),
+            members: nodes.iter().filter_map(|node| topology.nodes.get(node)).cloned().collect(),
+            slots: topology.layout.slots_of(id).count(),
+        };
+        topology.layout.shards.iter().map(one).collect()
+    }
+
+    fn peer_status(&self, addr: &Addr, peer: &super::contact::Peer) -> PeerStatus {
+        let seq = self.replica.as_ref().filter(|_| self.is_mate(addr)).map(super::replica::Replica::seq);
+        let own_offset = self.now.wall_ms as i64 - self.now.mono_ms as i64;
+        PeerStatus {
+            node: addr.clone(),
+            reachable: self.is_in_view(peer),
+            stage: peer.stage.map(stage_name),
+            lag: seq.map(|seq| seq.saturating_sub(peer.held)),
+            clock_skew_ms: peer.wall_offset_ms.map(|offset| offset - own_offset),
+            queued_bytes: peer.queue_weight(),
+        }
+    }
+
+    /// Everything this replica stores, in key order: for tests that compare replicas.
+    ///
+    /// # Errors
+    /// If the store can't be read.
+    pub fn contents(&self) -> Result<Vec<(Key, Version)>> {
+        self.store.keys("", None, usize::MAX)
+    }
+
+    /// The writes logged at `position` (counted from the start of the process) or later, and the next position: for tests
+    /// that follow what a replica applies.
+    pub fn log_from(&self, position: u64) -> (u64, Vec<&crate::wire::peer::Write>) {
+        self.replica.as_ref().map_or((position, Vec::new()), |replica| replica.log.from(position))
+    }
+
+    /// The clock's last reading.
+    pub fn clock(&self) -> Stamp {
+        self.replica.as_ref().map_or_else(Stamp::default, |replica| replica.clock.last())
+    }
+}

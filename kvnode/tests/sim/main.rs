@@ -1,0 +1,50 @@
+//! Simulated clusters under faults. A seed that fails is printed with the command that replays it.
+//!
+//! `KV_SEEDS=10000` runs more seeds; `KV_SEED=n` runs one and prints what the nodes said.
+
+mod judge;
+mod rng;
+mod schedule;
+mod store;
+mod world;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn seeds() {
+    if let Some(seed) = number("KV_SEED") {
+        let outcome = schedule::run(seed, None);
+        let outcome = outcome.unwrap_or_else(|offence| panic!("seed {seed}: {offence}"));
+        println!(
+            "seed {seed}: {} answered, {} refused, {} lost by right",
+            outcome.answered, outcome.refused, outcome.lost
+        );
+        return;
+    }
+    let count = number("KV_SEEDS").unwrap_or(1_000);
+    let (mut answered, mut refused, mut lost) = (0, 0, 0);
+    for seed in 0..count {
+        match schedule::run(seed, None) {
+            Ok(outcome) => {
+                answered += outcome.answered;
+                refused += outcome.refused;
+                lost += outcome.lost;
+            }
+            Err(offence) => {
+                panic!("seed {seed}: {offence}\nreplay: KV_SEED={seed} cargo test -p kvnode --test sim seeds")
+            }
+        }
+    }
+    println!("{count} seeds: {answered} answered, {refused} refused, {lost} lost by right");
+    assert!(answered > 100 * count, "most requests must be answered for the judge to see anything");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for seed in [3, 4, 9] {
+        let trace = || schedule::run(seed, None).map(|outcome| outcome.trace);
+        assert_eq!(trace(), trace());
+    }
+}

@@ -1,0 +1,403 @@
+//! One simulated life of a cluster: clients that write, read, delete and hand contexts on, while things fail; then peace,
+//! convergence, and judgement.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kvnode::core::request::{Answer, Op};
+use kvnode::core::settings::Mutant;
+
+use crate::judge::{Moment, judge};
+use crate::rng::Rng;
+use crate::world::{Weather, World};
+
+const NODES: usize = 6;
+const KEYS: usize = 5;
+const SESSIONS: usize = 8;
+const OPERATIONS: u64 = 400;
+/// The longest a healed cluster may take to serve and to be equal again: two seconds, and what a fill and a beat take.
+const CONVERGENCE_MS: u64 = 6_000;
+
+/// What a finished run tells.
+pub struct Outcome {
+    pub trace: u64,
+    pub answered: u64,
+    pub refused: u64,
+    pub lost: usize,
+}
+
+/// What goes wrong in a run; derived from the seed.
+#[derive(Debug)]
+struct Faults {
+    kills: bool,
+    network: bool,
+    power: bool,
+    wipes: bool,
+    small_log: bool,
+}
+
+impl Faults {
+    fn of(seed: u64) -> Self {
+        let kind = seed % 5;
+        Self { kills: kind >= 1, network: kind >= 2, power: kind >= 3, wipes: kind == 4, small_log: seed / 5 % 2 == 1 }
+    }
+}
+
+#[derive(Default)]
+struct Session {
+    token: Option<String>,
+    open: Option<Open>,
+    wait_until_ms: u64,
+    fresh: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Open {
+    Put { id: u64, write: u64 },
+    Delete { id: u64, write: u64, key: usize },
+    Get { id: u64, key: usize },
+}
+
+impl Open {
+    fn id(self) -> u64 {
+        match self {
+            Self::Put { id, .. } | Self::Delete { id, .. } | Self::Get { id, .. } => id,
+        }
+    }
+}
+
+struct Run {
+    world: World,
+    faults: Faults,
+    keys: Vec<String>,
+    sessions: Vec<Session>,
+    history: Vec<Moment>,
+    asked: u64,
+    answered: u64,
+    refused: u64,
+    next_fault_ms: u64,
+    down_until: BTreeMap<usize, u64>,
+}
+
+/// Keys of both shards.
+fn keys() -> Vec<String> {
+    (0..KEYS).map(|index| format!("key-{index}")).collect()
+}
+
+/// Runs one seed. The error says what was violated.
+pub fn run(seed: u64, mutant: Option<Mutant>) -> Result<Outcome, String> {
+    let faults = Faults::of(seed);
+    let log_weight_max = if faults.small_log { 2_000 } else { 1 << 20 };
+    let mut world = World::new(seed, NODES, 2, log_weight_max, mutant);
+    for node in 0..NODES {
+        world.nodes[node].skew_ms = world.rng.between(0, 4_000) as i64 - 2_000;
+        world.start(node);
+    }
+    if !world.run_until(5_000, World::all_ready) {
+        return Err("the cluster did not form within 5 s".into());
+    }
+    let sessions = (0..SESSIONS).map(|fresh| Session { fresh, ..Session::default() }).collect();
+    let mut run = Run {
+        world,
+        faults,
+        keys: keys(),
+        sessions,
+        history: Vec::new(),
+        asked: 0,
+        answered: 0,
+        refused: 0,
+        next_fault_ms: 0,
+        down_until: BTreeMap::new(),
+    };
+    run.work();
+    run.heal()?;
+    run.verdict()
+}
+
+impl Run {
+    fn rng(&mut self) -> &mut Rng {
+        &mut self.world.rng
+    }
+
+    fn work(&mut self) {
+        let deadline = self.world.now_ms + 120_000;
+        while (self.asked < OPERATIONS || self.sessions.iter().any(|s| s.open.is_some()))
+            && self.world.now_ms < deadline
+        {
+            if self.asked < OPERATIONS {
+                self.ask();
+            }
+            self.fail_something();
+            let until = self.world.now_ms + 5;
+            while self.world.step(until) {}
+            self.take_answers();
+        }
+    }
+
+    fn ask(&mut self) {
+        for index in 0..SESSIONS {
+            let session = &self.sessions[index];
+            if session.open.is_some() || self.world.now_ms < session.wait_until_ms {
+                continue;
+            }
+            self.change_context(index);
+            self.ask_one(index);
+        }
+    }
+
+    /// Fresh clients, and contexts handed from one client to another.
+    fn change_context(&mut self, index: usize) {
+        if self.rng().percent(5) {
+            self.sessions[index].token = None;
+            self.sessions[index].fresh += SESSIONS;
+        } else if self.rng().percent(10) {
+            let from = self.rng().below(SESSIONS as u64) as usize;
+            // The context replaces the taker's own: from here on it is a new session that knows what the giver knew.
+            self.sessions[index].token = self.sessions[from].token.clone();
+            self.sessions[index].fresh += SESSIONS;
+            let (from, to) = (self.sessions[from].fresh, self.sessions[index].fresh);
+            self.history.push(Moment::Hand { from, to });
+        }
+    }
+
+    fn ask_one(&mut self, index: usize) {
+        self.asked += 1;
+        let id = self.asked;
+        let write = id + 1_000_000;
+        let key = self.rng().below(KEYS as u64) as usize;
+        let text: kvnode::wire::ident::Key = self.keys[key].as_str().into();
+        let session = self.sessions[index].fresh;
+        let (op, open) = match self.rng().below(100) {
+            0..45 => (Op::Get { key: text }, Open::Get { id, key }),
+            45..90 => {
+                self.history.push(Moment::Invoke { session, key, write, delete: false });
+                (Op::Put { key: text, value: write.to_string().into() }, Open::Put { id, write })
+            }
+            _ => {
+                self.history.push(Moment::Invoke { session, key, write, delete: true });
+                self.world.deletes.insert(write, text.clone());
+                (Op::Delete { key: text }, Open::Delete { id, write, key })
+            }
+        };
+        let node = self.rng().below(NODES as u64) as usize;
+        let tokens = self.sessions[index].token.iter().cloned().collect();
+        self.world.request(node, id, op, tokens);
+        self.sessions[index].open = Some(open);
+    }
+
+    fn take_answers(&mut self) {
+        for (id, answer) in std::mem::take(&mut self.world.answers) {
+            let session = self.sessions.iter().position(|s| s.open.is_some_and(|open| open.id() == id));
+            let Some(index) = session else { continue };
+            let open = self.sessions[index].open.take().expect("found by it");
+            let think = self.rng().between(0, 25);
+            self.sessions[index].wait_until_ms = self.world.now_ms + think;
+            self.take_answer(index, open, answer);
+        }
+    }
+
+    fn take_answer(&mut self, index: usize, open: Open, answer: Option<Answer<String>>) {
+        let session = self.sessions[index].fresh;
+        let token = match (open, answer) {
+            (Open::Get { key, .. }, Some(Answer::Found { value, context })) => {
+                let saw = std::str::from_utf8(&value).ok().and_then(|text| text.parse().ok());
+                self.history.push(Moment::Read { session, key, saw });
+                context
+            }
+            (Open::Get { key, .. }, Some(Answer::NotFound { context })) => {
+                self.history.push(Moment::Read { session, key, saw: None });
+                context
+            }
+            (Open::Delete { key, write, .. }, Some(Answer::NotFound { context })) => {
+                self.history.push(Moment::Failed { write });
+                self.world.deletes.remove(&write);
+                self.history.push(Moment::Read { session, key, saw: None });
+                context
+            }
+            (
+                Open::Put { write, .. } | Open::Delete { write, .. },
+                Some(
+                    Answer::Created { context, .. }
+                    | Answer::Replaced { context, .. }
+                    | Answer::Deleted { context, .. },
+                ),
+            ) => {
+                self.history.push(Moment::Done { session, write });
+                self.world.deletes.remove(&write);
+                context
+            }
+            // A node that dies, or a forward that is not answered: the write may or may not have happened.
+            (_, None | Some(Answer::OutcomeUnknown)) => {
+                self.refused += 1;
+                return;
+            }
+            (Open::Put { write, .. } | Open::Delete { write, .. }, Some(_)) => {
+                self.world.deletes.remove(&write);
+                self.history.push(Moment::Failed { write });
+                self.refused += 1;
+                return;
+            }
+            (Open::Get { .. }, Some(_)) => {
+                self.refused += 1;
+                return;
+            }
+        };
+        self.answered += 1;
+        self.sessions[index].token = Some(token);
+    }
+
+    fn fail_something(&mut self) {
+        let now = self.world.now_ms;
+        let back: Vec<usize> = self.down_until.iter().filter(|&(_, &at)| at <= now).map(|(&node, _)| node).collect();
+        for node in back {
+            self.down_until.remove(&node);
+            self.world.start(node);
+        }
+        if now < self.next_fault_ms {
+            return;
+        }
+        self.next_fault_ms = now + self.rng().between(20, 400);
+        if self.faults.network && self.rng().percent(60) {
+            self.change_weather();
+        } else if self.faults.kills && self.rng().percent(30) {
+            self.take_down();
+        }
+    }
+
+    fn change_weather(&mut self) {
+        match self.rng().below(6) {
+            0 | 1 => self.world.weather.clear(),
+            2 => self.cut_off_some(),
+            3 => {
+                let (from, to) = (self.rng().below(NODES as u64) as usize, self.rng().below(NODES as u64) as usize);
+                self.world.weather.insert((from, to), Weather { cut: true, ..Weather::FAIR });
+            }
+            _ => {
+                for _ in 0..4 {
+                    let (from, to) = (self.rng().below(NODES as u64) as usize, self.rng().below(NODES as u64) as usize);
+                    let slow = self.rng().between(20, 300);
+                    let storm = Weather { delay_ms: (1, slow), loss_percent: 10, double_percent: 20, cut: false };
+                    self.world.weather.insert((from, to), storm);
+                }
+            }
+        }
+    }
+
+    /// Splits the nodes in two groups that don't hear each other.
+    fn cut_off_some(&mut self) {
+        let group: BTreeSet<usize> = (0..NODES).filter(|_| self.world.rng.percent(35)).collect();
+        for from in 0..NODES {
+            for to in 0..NODES {
+                if group.contains(&from) != group.contains(&to) {
+                    self.world.weather.insert((from, to), Weather { cut: true, ..Weather::FAIR });
+                }
+            }
+        }
+    }
+
+    fn take_down(&mut self) {
+        let node = self.rng().below(NODES as u64) as usize;
+        if !self.world.is_up(node) {
+            return;
+        }
+        let how = self.rng().below(3);
+        if self.faults.wipes && how == 0 {
+            self.world.wipe(node);
+            // Now and then a whole shard loses everything together.
+            if self.rng().percent(15) {
+                let shard = node / 3 * 3;
+                for other in (shard..shard + 3).filter(|&other| other != node) {
+                    self.world.wipe(other);
+                    self.down_for_a_while(other);
+                }
+            }
+        } else if self.faults.power && how == 1 {
+            self.world.lose_power(node);
+        } else {
+            self.world.kill(node);
+        }
+        self.down_for_a_while(node);
+    }
+
+    fn down_for_a_while(&mut self, node: usize) {
+        let until = self.world.now_ms + self.rng().between(1, 1_500);
+        self.down_until.insert(node, until);
+    }
+
+    /// Everything works again: everybody must serve, and replicas must become equal.
+    fn heal(&mut self) -> Result<(), String> {
+        self.world.weather.clear();
+        for node in 0..NODES {
+            if !self.world.is_up(node) {
+                self.world.start(node);
+            }
+        }
+        if self.world.run_until(CONVERGENCE_MS, |world| world.all_ready() && unequal(world).is_none()) {
+            return Ok(());
+        }
+        let waits: Vec<String> = (0..NODES)
+            .filter_map(|node| self.world.core(node)?.ready().err().map(|why| format!("{node}: {why}")))
+            .collect();
+        Err(format!("not converged {CONVERGENCE_MS} ms after all faults ended: {waits:?} {:?}", unequal(&self.world)))
+    }
+
+    fn verdict(mut self) -> Result<Outcome, String> {
+        let last = self.final_state()?;
+        judge(&self.history, &self.world.lost, &last)?;
+        self.quiet_contexts_are_nearly_empty()?;
+        Ok(Outcome {
+            trace: self.world.trace,
+            answered: self.answered,
+            refused: self.refused,
+            lost: self.world.lost.len(),
+        })
+    }
+
+    /// What every key holds at the replicas of its shard.
+    fn final_state(&self) -> Result<BTreeMap<usize, Option<u64>>, String> {
+        let mut last: BTreeMap<usize, Option<u64>> = (0..KEYS).map(|key| (key, None)).collect();
+        for node in [0, 3] {
+            let contents = self.world.core(node).expect("all run").contents().map_err(|error| error.to_string())?;
+            for (key, version) in contents {
+                let index = self.keys.iter().position(|known| **known == *key).ok_or("a key that nobody wrote")?;
+                let value = version.value.as_deref().and_then(|v| std::str::from_utf8(v).ok()?.parse().ok());
+                last.insert(index, value);
+            }
+        }
+        Ok(last)
+    }
+
+    /// P8: once all is quiet, a context that goes round comes back with nothing in it.
+    fn quiet_contexts_are_nearly_empty(&mut self) -> Result<(), String> {
+        self.world.run_until(3_000, |_| false);
+        let mut token = self.sessions.iter().find_map(|session| session.token.clone());
+        let keys = self.keys.clone();
+        for (round, key) in keys.iter().enumerate() {
+            let id = 10_000_000 + round as u64;
+            self.world.request(round, id, Op::Get { key: key.as_str().into() }, token.iter().cloned().collect());
+            self.world.run_until(3_000, |world| world.answers.iter().any(|(answered, _)| *answered == id));
+            token = match self.world.answers.pop() {
+                Some((_, Some(Answer::Found { context, .. } | Answer::NotFound { context }))) => Some(context),
+                other => return Err(format!("a healed cluster answers {other:?} with an old context")),
+            };
+        }
+        let length = token.map_or(0, |token| token.len());
+        if length > 24 {
+            return Err(format!("a context is {length} characters long in a quiet cluster"));
+        }
+        Ok(())
+    }
+}
+
+/// The first two replicas of one shard that differ.
+fn unequal(world: &World) -> Option<String> {
+    for shard in [[0, 1, 2], [3, 4, 5]] {
+        let contents: Vec<_> =
+            shard.iter().map(|&node| world.core(node).and_then(|core| core.contents().ok())).collect();
+        for pair in contents.windows(2) {
+            if pair[0] != pair[1] {
+                return Some(format!("{:?} differs from {:?}", pair[0], pair[1]));
+            }
+        }
+    }
+    None
+}

@@ -1,0 +1,62 @@
+//! A store that outlives its core: the simulator keeps hold of it through a crash.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use kvnode::storage::memory::MemoryStore;
+use kvnode::storage::{Fact, Result, Store, Syncer, Version};
+use kvnode::wire::ident::{Key, Slot};
+
+#[derive(Clone)]
+pub struct Disk(Arc<Mutex<MemoryStore>>);
+
+impl Disk {
+    pub fn new() -> Self {
+        Self(Arc::new(Mutex::new(MemoryStore::with_undo())))
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, MemoryStore> {
+        self.0.lock().expect("one thread")
+    }
+}
+
+impl Store for Disk {
+    fn get(&self, slot: Slot, key: &Key) -> Result<Option<Version>> {
+        self.lock().get(slot, key)
+    }
+
+    fn put(&mut self, slot: Slot, key: &Key, version: Version) {
+        self.lock().put(slot, key, version);
+    }
+
+    fn remove(&mut self, slot: Slot, key: &Key) {
+        self.lock().remove(slot, key);
+    }
+
+    fn fact(&self, name: Fact) -> Result<Option<Vec<u8>>> {
+        self.lock().fact(name)
+    }
+
+    fn set_fact(&mut self, name: Fact, value: Vec<u8>) {
+        self.lock().set_fact(name, value);
+    }
+
+    fn slot(&self, slot: Slot, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>> {
+        self.lock().slot(slot, after, limit)
+    }
+
+    fn keys(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>> {
+        self.lock().keys(prefix, after, limit)
+    }
+
+    fn scan(&self, visit: &mut dyn FnMut(Slot, &Key, &Version)) -> Result<()> {
+        self.lock().scan(visit)
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        self.lock().commit()
+    }
+
+    fn syncer(&self) -> Option<Arc<dyn Syncer>> {
+        None
+    }
+}

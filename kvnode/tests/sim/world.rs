@@ -1,0 +1,397 @@
+//! A whole cluster in one thread: cores, disks, clocks and a network, driven by a seeded scheduler in virtual time.
+//!
+//! The network is the real one's model: one batch per direction of a pair is on its way at a time, its answer carries a
+//! batch back, either can be lost, late or doubled, and a node that is down refuses at once.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+
+use bytes::Bytes;
+use kvnode::core::request::{Answer, Op};
+use kvnode::core::settings::{Mutant, Settings};
+use kvnode::core::{Core, Effect, Event, Now, TICK_MS};
+use kvnode::wire::ident::{Addr, Dot, Incarnation, Key};
+use kvnode::wire::peer::{Batch, decode, encode};
+
+use crate::rng::Rng;
+use crate::store::Disk;
+
+/// When the virtual wall clocks start.
+const WALL_BASE_MS: u64 = 1_900_000_000_000;
+/// How long a sender waits for the answer to a batch.
+const ANSWER_TIMEOUT_MS: u64 = 600;
+const SYNC_EVERY_MS: u64 = 200;
+
+/// What the network does to messages between two nodes, in one direction.
+#[derive(Clone, Copy, Debug)]
+pub struct Weather {
+    pub delay_ms: (u64, u64),
+    pub loss_percent: u64,
+    pub double_percent: u64,
+    pub cut: bool,
+}
+
+impl Weather {
+    pub const FAIR: Self = Self { delay_ms: (1, 5), loss_percent: 0, double_percent: 0, cut: false };
+}
+
+#[derive(Debug)]
+enum Step {
+    Tick { node: usize, life: u64 },
+    Request { from: usize, to: usize, life: u64, batch: Bytes, original: bool },
+    Answer { from: usize, to: usize, life: u64, batch: Option<Bytes> },
+    Refused { from: usize, to: usize, life: u64, batch: Bytes },
+    SyncStart { node: usize, life: u64 },
+    SyncEnd { node: usize, life: u64, mark: kvnode::core::causal::Vector, batches: usize },
+    Client { node: usize, id: u64, op: Op, tokens: Vec<String> },
+}
+
+pub struct SimNode {
+    pub addr: Addr,
+    pub core: Option<Core>,
+    disk: Disk,
+    /// Counts restarts, to tell what belongs to an earlier process.
+    life: u64,
+    pub skew_ms: i64,
+    busy: BTreeSet<usize>,
+    clients: BTreeSet<u64>,
+    awake: BTreeSet<Addr>,
+    log_position: u64,
+}
+
+pub struct World {
+    pub rng: Rng,
+    pub now_ms: u64,
+    pub nodes: Vec<SimNode>,
+    steps: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    pending: BTreeMap<usize, Step>,
+    counter: usize,
+    pub weather: BTreeMap<(usize, usize), Weather>,
+    /// Answers to clients, by request; `None`: the node died first.
+    pub answers: Vec<(u64, Option<Answer<String>>)>,
+    shard_count: u32,
+    log_weight_max: usize,
+    mutant: Option<Mutant>,
+    /// Everything that happened, in order: equal for equal seeds.
+    pub trace: u64,
+    pub said: Vec<String>,
+    /// Per write the requests it may have come from (one, except for deletions at the same time), and who is known to have
+    /// applied it since when.
+    held: BTreeMap<Dot, (Vec<u64>, BTreeMap<usize, u64>)>,
+    /// Deletions under way, or of unknown fate.
+    pub deletes: BTreeMap<u64, Key>,
+    /// Writes that may be lost by right: every node that had them has failed before others took them over.
+    pub lost: BTreeSet<u64>,
+}
+
+impl World {
+    pub fn new(seed: u64, nodes: usize, shard_count: u32, log_weight_max: usize, mutant: Option<Mutant>) -> Self {
+        let node = |index: usize| SimNode {
+            addr: format!("10.10.0.{}:8090", index + 2).parse().expect("an address"),
+            core: None,
+            disk: Disk::new(),
+            life: 0,
+            skew_ms: 0,
+            busy: BTreeSet::new(),
+            clients: BTreeSet::new(),
+            awake: BTreeSet::new(),
+            log_position: 0,
+        };
+        Self {
+            rng: Rng::new(seed),
+            now_ms: 1,
+            nodes: (0..nodes).map(node).collect(),
+            steps: BinaryHeap::new(),
+            pending: BTreeMap::new(),
+            counter: 0,
+            weather: BTreeMap::new(),
+            answers: Vec::new(),
+            shard_count,
+            log_weight_max,
+            mutant,
+            trace: 0,
+            said: Vec::new(),
+            held: BTreeMap::new(),
+            deletes: BTreeMap::new(),
+            lost: BTreeSet::new(),
+        }
+    }
+
+    fn later(&mut self, in_ms: u64, step: Step) {
+        self.counter += 1;
+        self.steps.push(Reverse((self.now_ms + in_ms, self.counter as u64, self.counter)));
+        self.pending.insert(self.counter, step);
+    }
+
+    fn wall_ms(&self, node: usize) -> u64 {
+        (WALL_BASE_MS + self.now_ms).saturating_add_signed(self.nodes[node].skew_ms)
+    }
+
+    fn now(&self, node: usize) -> Now {
+        Now { mono_ms: self.now_ms, wall_ms: self.wall_ms(node) }
+    }
+
+    pub fn start(&mut self, node: usize) {
+        assert!(self.nodes[node].core.is_none(), "it runs already");
+        let mut entropy = [0; 48];
+        entropy.iter_mut().for_each(|byte| *byte = self.rng.next() as u8);
+        let settings = Settings {
+            me: self.nodes[node].addr.clone(),
+            view: self.nodes.iter().map(|node| node.addr.clone()).collect(),
+            form_without: Vec::new(),
+            shard_count: self.shard_count,
+            life: Incarnation(self.wall_ms(node)),
+            entropy,
+            causal_wait_ms: 1_000,
+            ack_wait_ms: 500,
+            waiting_max: 1_000,
+            forwards_max: 1_000,
+            peer_queue_weight_max: 1 << 20,
+            log_weight_max: self.log_weight_max,
+            durable_at_commit: false,
+            mutant: self.mutant,
+        };
+        let now = self.now(node);
+        let disk = self.nodes[node].disk.clone();
+        let core = Core::start(settings, Box::new(disk), now).expect("memory does not fail");
+        self.nodes[node].core = Some(core);
+        self.nodes[node].life += 1;
+        self.nodes[node].log_position = 0;
+        let life = self.nodes[node].life;
+        let jitter = self.rng.below(TICK_MS);
+        self.later(jitter, Step::Tick { node, life });
+        self.later(SYNC_EVERY_MS, Step::SyncStart { node, life });
+    }
+
+    /// The process dies; committed data stays.
+    pub fn kill(&mut self, node: usize) {
+        if self.nodes[node].core.take().is_none() {
+            return;
+        }
+        self.nodes[node].busy.clear();
+        self.nodes[node].awake.clear();
+        let clients = std::mem::take(&mut self.nodes[node].clients);
+        self.answers.extend(clients.into_iter().map(|id| (id, None)));
+        self.nodes[node].disk.lock().crash(0);
+    }
+
+    /// The machine dies: a part of what was not synced is gone too.
+    pub fn lose_power(&mut self, node: usize) {
+        self.kill(node);
+        self.forget_held(node, self.now_ms.saturating_sub(2 * SYNC_EVERY_MS));
+        let unsynced = self.nodes[node].disk.lock().unsynced() as u64;
+        let lost = self.rng.between(0, unsynced) as usize;
+        self.nodes[node].disk.lock().crash(lost);
+    }
+
+    /// The node dies and loses everything.
+    pub fn wipe(&mut self, node: usize) {
+        self.kill(node);
+        self.forget_held(node, 0);
+        self.nodes[node].disk = Disk::new();
+    }
+
+    pub fn request(&mut self, node: usize, id: u64, op: Op, tokens: Vec<String>) {
+        let delay = self.rng.between(0, 2);
+        self.later(delay, Step::Client { node, id, op, tokens });
+    }
+
+    /// Runs the next step, if it is due before `until_ms`. Whether there was one.
+    pub fn step(&mut self, until_ms: u64) -> bool {
+        let Some(&Reverse((at, _, index))) = self.steps.peek() else { return false };
+        if at > until_ms {
+            self.now_ms = until_ms;
+            return false;
+        }
+        self.steps.pop();
+        self.now_ms = self.now_ms.max(at);
+        self.trace = self.trace.rotate_left(5) ^ (self.now_ms << 20) ^ index as u64;
+        let step = self.pending.remove(&index).expect("scheduled once");
+        self.run(step);
+        true
+    }
+
+    fn lives(&self, node: usize, life: u64) -> bool {
+        self.nodes[node].core.is_some() && self.nodes[node].life == life
+    }
+
+    fn run(&mut self, step: Step) {
+        match step {
+            Step::Tick { node, life } if self.lives(node, life) => {
+                self.event(node, Event::Tick);
+                self.later(TICK_MS, Step::Tick { node, life });
+            }
+            Step::SyncStart { node, life } if self.lives(node, life) => self.sync_start(node, life),
+            Step::SyncEnd { node, life, mark, batches } if self.lives(node, life) => {
+                self.nodes[node].disk.lock().mark_synced(batches);
+                self.event(node, Event::Synced(mark));
+            }
+            Step::Client { node, id, op, tokens } => {
+                if self.nodes[node].core.is_none() {
+                    self.answers.push((id, Some(Answer::NotReady { reason: "connection refused".into() })));
+                } else {
+                    self.nodes[node].clients.insert(id);
+                    self.event(node, Event::Client { id, op, tokens });
+                }
+            }
+            Step::Request { from, to, life, batch, original } => self.arrive(from, to, life, &batch, original),
+            Step::Answer { from, to, life, batch } if self.lives(from, life) => {
+                self.nodes[from].busy.remove(&to);
+                let peer = self.nodes[to].addr.clone();
+                self.nodes[from].awake.insert(peer);
+                match batch {
+                    Some(batch) => self.event(from, Event::Batch(read(&batch))),
+                    None => self.turn_end(from),
+                }
+            }
+            Step::Refused { from, to, life, batch } if self.lives(from, life) => {
+                self.nodes[from].busy.remove(&to);
+                let peer = self.nodes[to].addr.clone();
+                self.event(from, Event::Undelivered { peer, batch: read(&batch) });
+            }
+            _ => {}
+        }
+    }
+
+    fn sync_start(&mut self, node: usize, life: u64) {
+        let mark = self.nodes[node].core.as_ref().expect("it lives").sync_mark();
+        let batches = self.nodes[node].disk.lock().unsynced();
+        let takes = self.rng.between(1, 40);
+        self.later(takes, Step::SyncEnd { node, life, mark, batches });
+        self.later(SYNC_EVERY_MS, Step::SyncStart { node, life });
+    }
+
+    /// A batch reaches its receiver, if that is there.
+    fn arrive(&mut self, from: usize, to: usize, life: u64, batch: &Bytes, original: bool) {
+        if self.nodes[to].core.is_none() {
+            if original {
+                self.later(1, Step::Refused { from, to, life, batch: batch.clone() });
+            }
+            return;
+        }
+        self.event(to, Event::Batch(read(batch)));
+        let (now, peer) = (self.now(to), self.nodes[from].addr.clone());
+        let core = self.nodes[to].core.as_mut().expect("it was there a moment ago");
+        let answer = encode(&core.answer_batch(now, &peer));
+        if original {
+            let arrival = self.travel(to, from);
+            let (in_ms, batch) = arrival.map_or((ANSWER_TIMEOUT_MS, None), |in_ms| (in_ms, Some(answer)));
+            self.later(in_ms, Step::Answer { from, to, life, batch });
+        }
+    }
+
+    fn weather(&self, from: usize, to: usize) -> Weather {
+        self.weather.get(&(from, to)).copied().unwrap_or(Weather::FAIR)
+    }
+
+    /// How long a message takes; `None` if it is lost.
+    fn travel(&mut self, from: usize, to: usize) -> Option<u64> {
+        let weather = self.weather(from, to);
+        let lost = weather.cut || self.rng.percent(weather.loss_percent);
+        (!lost).then(|| self.rng.between(weather.delay_ms.0, weather.delay_ms.1))
+    }
+
+    fn event(&mut self, node: usize, event: Event) {
+        let now = self.now(node);
+        let core = self.nodes[node].core.as_mut().expect("events go to nodes that run");
+        core.handle(now, event).expect("memory does not fail");
+        core.commit().expect("memory does not fail");
+        self.note_held(node);
+        self.turn_end(node);
+    }
+
+    /// Keeps track of which node has applied which write, for the judge of losses.
+    fn note_held(&mut self, node: usize) {
+        let core = self.nodes[node].core.as_ref().expect("it runs");
+        let (position, writes) = core.log_from(self.nodes[node].log_position);
+        for write in writes {
+            let deletes = || self.deletes.iter().filter(|(_, key)| **key == write.key).map(|(&id, _)| id).collect();
+            let value = write.version.value.as_deref().and_then(|value| std::str::from_utf8(value).ok());
+            let ids = || value.map_or_else(deletes, |text| vec![text.parse().expect("values are numbers")]);
+            let held = self.held.entry(write.version.dot).or_insert_with(|| (ids(), BTreeMap::new()));
+            held.1.entry(node).or_insert(self.now_ms);
+        }
+        self.nodes[node].log_position = position;
+    }
+
+    /// Writes that no other node is known to have, now that `node` loses what it applied after `since_ms`.
+    fn forget_held(&mut self, node: usize, since_ms: u64) {
+        for (ids, holders) in self.held.values_mut() {
+            if holders.get(&node).is_some_and(|&at| at >= since_ms) {
+                holders.remove(&node);
+                if holders.is_empty() {
+                    self.lost.extend(ids.iter().copied());
+                }
+            }
+        }
+    }
+
+    fn turn_end(&mut self, node: usize) {
+        let now = self.now(node);
+        let effects = self.nodes[node].core.as_mut().expect("it runs").take_effects();
+        for effect in effects {
+            match effect {
+                Effect::Reply { id, answer } => {
+                    assert!(self.nodes[node].clients.remove(&id), "request {id} was answered twice");
+                    self.answers.push((id, Some(answer)));
+                }
+                Effect::Wake(peer) => {
+                    self.nodes[node].awake.insert(peer);
+                }
+                Effect::Say(_, text) => self.said.push(format!("{} {}: {text}", self.now_ms, self.nodes[node].addr)),
+            }
+        }
+        for peer in std::mem::take(&mut self.nodes[node].awake) {
+            let to = self.nodes.iter().position(|other| other.addr == peer).expect("peers are nodes");
+            if self.nodes[node].busy.contains(&to) {
+                continue;
+            }
+            let core = self.nodes[node].core.as_mut().expect("it runs");
+            if let Some(batch) = core.next_batch(now, &peer) {
+                self.nodes[node].busy.insert(to);
+                self.post(node, to, encode(&batch));
+            }
+        }
+    }
+
+    fn post(&mut self, from: usize, to: usize, batch: Bytes) {
+        let life = self.nodes[from].life;
+        match self.travel(from, to) {
+            Some(in_ms) => self.later(in_ms, Step::Request { from, to, life, batch: batch.clone(), original: true }),
+            None => self.later(ANSWER_TIMEOUT_MS, Step::Answer { from, to, life, batch: None }),
+        }
+        let weather = self.weather(from, to);
+        if !weather.cut && self.rng.percent(weather.double_percent) {
+            let in_ms = self.rng.between(0, 1_500);
+            self.later(in_ms, Step::Request { from, to, life, batch, original: false });
+        }
+    }
+
+    pub fn is_up(&self, node: usize) -> bool {
+        self.nodes[node].core.is_some()
+    }
+
+    pub fn core(&self, node: usize) -> Option<&Core> {
+        self.nodes[node].core.as_ref()
+    }
+
+    /// Runs until `done` or for `limit_ms`. Whether it came to be.
+    pub fn run_until(&mut self, limit_ms: u64, mut done: impl FnMut(&Self) -> bool) -> bool {
+        let end = self.now_ms + limit_ms;
+        while !done(self) {
+            if !self.step(end) {
+                return done(self);
+            }
+        }
+        true
+    }
+
+    pub fn all_ready(&self) -> bool {
+        self.nodes.iter().all(|node| node.core.as_ref().is_some_and(|core| core.ready().is_ok()))
+    }
+}
+
+/// The bytes went through the real codec.
+fn read(bytes: &Bytes) -> Batch {
+    decode(bytes).expect("the network delivers what was sent")
+}
