@@ -1,1 +1,35 @@
-fn main() {}
+//! kvctl: brings clusters of kvnode up and down, and reads and writes their keys.
+//!
+//! `args` → `commands` → `runtime` (where nodes run) and kvnode's client (what they say) → `render`.
+
+mod args;
+mod cluster;
+mod commands;
+mod error;
+mod render;
+mod runtime;
+mod state;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            render::say(&format!("kvctl: {error}"));
+            return ExitCode::from(error::Code::Environment as u8);
+        }
+    };
+    let code = match runtime.block_on(commands::run(cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            render::say(&format!("kvctl: {failure}"));
+            ExitCode::from(failure.code as u8)
+        }
+    };
+    runtime.shutdown_background();
+    code
+}

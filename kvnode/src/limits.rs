@@ -41,7 +41,7 @@ pub struct LimitArgs {
     /// Connections served at once; further ones get 503 and are closed [default: 4096]
     #[arg(long, env = "MAX_CONNECTIONS", value_name = "COUNT")]
     max_connections: Option<String>,
-    /// Bytes of client bodies held at once, all connections together; beyond it 503 [default: 256MiB]
+    /// Bytes of request and answer bodies of clients held at once, all together; beyond it 503 [default: 256MiB]
     #[arg(long, env = "MAX_BODIES", value_name = "BYTES")]
     max_bodies: Option<String>,
     /// Largest batch taken from another node [default: 64MiB]
@@ -92,7 +92,7 @@ pub struct Limits {
     pub write_timeout: Duration,
     /// Connections, each of which costs about 20 KiB and one file handle.
     pub max_connections: usize,
-    /// Bytes of client bodies in memory: what `max_connections` × `max_body` would be is too much.
+    /// Bytes of clients' bodies in memory, both ways: what `max_connections` × `max_body` would be is too much.
     pub max_bodies: usize,
     /// Bytes of one peer batch. Four of them may be in memory at once.
     pub max_peer_body: usize,

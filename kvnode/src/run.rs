@@ -48,8 +48,8 @@ async fn start_and_serve(config: &Config) -> Result<ExitCode, String> {
         let listen = config.listen;
         format!("LISTEN_ADDRESS (--listen-address) {listen} can't be bound: {error}; a good value is a free IP:PORT of this host")
     })?;
-    announce(config);
     let node = start_node(config)?;
+    announce(config);
     let front = Front::new(node.clone(), config.limits.clone());
     let (close, closing) = watch::channel(false);
     let server = tokio::spawn(accept::serve(listener, front.clone(), closing));
@@ -114,7 +114,7 @@ fn settings(config: &Config) -> Result<Settings, String> {
     })
 }
 
-/// What an operator should know before anything else happens.
+/// What an operator should know of a node that starts. Not before it can: where it can't, one line is all it says.
 fn announce(config: &Config) {
     tracing::info!(address = %config.socket_address, listen = %config.listen, nodes = config.view.len(), "starting");
     if config.data_dir.is_none() {

@@ -11,11 +11,13 @@
 //! | body, working | the answer | none here: reading the body has its own, the node has its own |
 //! | answering | everything is written | `write_timeout` without progress |
 //!
+//! Half a header that came in one packet with the request before it is the one thing the guard can't see; it counts as idle.
+//!
 //! It also writes the body of the answers that hyper gives by itself (400, 414, 431), which would be empty, and, where the
 //! client was cut short, reads on for a moment before closing: a socket closed with bytes unread resets the connection,
 //! and the client would lose the answer.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -145,8 +147,8 @@ impl Guarded {
         self.arm(cx, Watch::Phase(phase), limit);
     }
 
-    fn write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+    fn write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         match written {
             Poll::Pending if self.watch != Watch::Write => self.arm(cx, Watch::Write, self.write_timeout),
             Poll::Ready(_) if self.watch == Watch::Write => self.watch = Watch::Nothing,
@@ -162,7 +164,7 @@ impl Guarded {
                 self.instead = Some((answer, done));
                 return Poll::Ready(Ok(()));
             }
-            let written = self.write(cx, &answer[done..]);
+            let written = self.write(cx, &[IoSlice::new(&answer[done..])]);
             self.instead = Some((answer, done + if let Poll::Ready(Ok(n)) = written { n } else { 0 }));
             if ready!(written)? == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -205,19 +207,33 @@ impl AsyncRead for Guarded {
 }
 
 impl AsyncWrite for Guarded {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         self.check(cx)?;
         // Nobody was handed a request: hyper speaks for itself.
         if matches!(self.progress.phase(), IDLE | HEADER) && self.instead.is_none() {
-            self.instead = Some((in_place_of(bytes), 0));
+            let head = slices.first().map_or(&[][..], |slice| slice);
+            self.instead = Some((in_place_of(head), 0));
             self.progress.linger.store(true, Ordering::Relaxed);
             self.watch = Watch::Nothing;
         }
         if self.instead.is_some() {
             ready!(self.write_instead(cx))?;
-            return Poll::Ready(Ok(bytes.len()));
+            return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
         }
-        self.write(cx, bytes)
+        self.write(cx, slices)
+    }
+
+    /// So hyper hands over a large body as it is, and gives it up once it is written, instead of copying it.
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

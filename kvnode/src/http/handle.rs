@@ -14,6 +14,7 @@ use super::Front;
 use super::body;
 use super::conn::Progress;
 use super::fields::{self, Fields};
+use super::gate::Lease;
 use super::query;
 use super::reply::{Refusal, Reply};
 use super::route::Route;
@@ -77,9 +78,25 @@ async fn respond<B: Buf, E>(
     let declared = parts.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
     let body = body::read(body, declared, max, &front.limits, &mut lease).await?;
     parts.arrival.progress.body_is_read();
-    let reply = dispatch(front, parts, route, body).await;
-    drop((ticket, lease));
-    reply
+    let reply = dispatch(front, parts, route, body).await?;
+    drop(ticket);
+    hold(reply, lease, &parts.method)
+}
+
+/// Answers below this size are not counted: connections are, and that bounds them.
+const SMALL_ANSWER: usize = 4 << 10;
+
+/// Counts a large answer until it is taken: clients that read slowly must not fill the memory. Only a read can be turned
+/// away at this point; what has been done is answered whatever it costs.
+fn hold(reply: Reply, mut lease: Lease, method: &Method) -> Result<Reply, Refusal> {
+    let size = reply.body.len();
+    if size < SMALL_ANSWER || !matches!(*method, Method::GET | Method::HEAD) {
+        return Ok(reply);
+    }
+    if !lease.grow(size) {
+        return Err(Refusal::Busy { what: "answers that clients have not taken".to_owned() });
+    }
+    Ok(reply.held_by(lease))
 }
 
 async fn dispatch(front: &Front, parts: &Parts, route: Route<'_>, body: Bytes) -> Result<Reply, Refusal> {

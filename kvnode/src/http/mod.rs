@@ -38,7 +38,7 @@ pub struct Front {
     node: NodeHandle,
     limits: Limits,
     gate: Gate,
-    /// Client bodies and peer bodies are counted apart, so that clients can't keep the nodes from talking.
+    /// Bodies of clients, both ways, and bodies of peers are counted apart, so that clients can't keep the nodes from talking.
     client_bodies: Arc<gate::Budget>,
     peer_bodies: Arc<gate::Budget>,
 }

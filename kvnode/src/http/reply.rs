@@ -1,11 +1,13 @@
 //! Every answer that leaves the node: the literals and fields of the contract, and the one table from what went wrong to a
 //! status.
 
+use bytes::Bytes;
 use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::fields::METADATA_HEADER;
+use super::gate::Lease;
 use super::query;
 use crate::core::request::{Answer, Missing};
 use crate::node::NotReady;
@@ -21,6 +23,17 @@ pub struct Reply {
     content_type: HeaderValue,
     headers: Vec<(HeaderName, HeaderValue)>,
     pub body: Vec<u8>,
+    /// The body's part of a bound on bytes in memory, given back once the client has taken it.
+    lease: Option<Lease>,
+}
+
+/// A body and its lease, dropped together.
+struct Leased(Vec<u8>, #[expect(dead_code, reason = "held to be dropped")] Lease);
+
+impl AsRef<[u8]> for Leased {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// Why a request is turned away before the node is asked.
@@ -57,7 +70,7 @@ impl From<NotReady> for Refusal {
 
 impl Reply {
     pub fn json(status: StatusCode, body: &Value) -> Self {
-        Self { status, content_type: JSON, headers: Vec::new(), body: body.to_string().into_bytes() }
+        Self { status, content_type: JSON, headers: Vec::new(), body: body.to_string().into_bytes(), lease: None }
     }
 
     pub fn ok(body: &Value) -> Self {
@@ -66,7 +79,7 @@ impl Reply {
 
     pub fn bytes(content_type: &'static str, body: Vec<u8>) -> Self {
         let content_type = HeaderValue::from_static(content_type);
-        Self { status: StatusCode::OK, content_type, headers: Vec::new(), body }
+        Self { status: StatusCode::OK, content_type, headers: Vec::new(), body, lease: None }
     }
 
     fn error(status: StatusCode, error: &str) -> Self {
@@ -88,7 +101,7 @@ impl Reply {
         body.extend_from_slice(b",\"causal-metadata\":");
         body.extend_from_slice(Value::from(token).to_string().as_bytes());
         body.push(b'}');
-        let reply = Self { status, content_type: JSON, headers: Vec::new(), body };
+        let reply = Self { status, content_type: JSON, headers: Vec::new(), body, lease: None };
         match HeaderValue::from_str(token) {
             Ok(value) => reply.with((HeaderName::from_static(METADATA_HEADER), value)),
             Err(_) => reply,
@@ -113,38 +126,30 @@ impl Reply {
             Answer::Replaced { context, replicas } => Self::written(StatusCode::OK, "replaced", replicas, &context),
             Answer::Deleted { context, replicas } => Self::written(StatusCode::OK, "deleted", replicas, &context),
             Answer::Keys { keys, next, context } => {
-                let next = next.as_ref().map(query::cursor);
-                let fields = format!(
-                    r#""keys":{},"cursor":{}"#,
-                    json!(keys.iter().map(|k| &**k).collect::<Vec<_>>()),
-                    json!(next)
-                );
+                let keys = json!(keys.iter().map(|key| &**key).collect::<Vec<&str>>());
+                let cursor = json!(next.as_ref().map(query::cursor));
+                let fields = format!(r#""keys":{keys},"cursor":{cursor}"#);
                 Self::causal(StatusCode::OK, &[fields.as_bytes()], &context)
             }
             Answer::Count(count) => Self::ok(&json!({ "shard-key-count": count })),
-            other => Self::of_failure(other),
-        }
-    }
-
-    fn of_failure(answer: Answer<String>) -> Self {
-        let unavailable = |error: &str| Self::error(StatusCode::SERVICE_UNAVAILABLE, error);
-        match answer {
             Answer::Malformed => Refusal::MalformedMetadata.reply(),
             Answer::NoSuchShard => Refusal::NoSuchShard.reply(),
             Answer::Busy { what } => Refusal::Busy { what }.reply(),
             Answer::NotReady { reason } => Refusal::NotReady(reason).reply(),
             Answer::Unsatisfied { missing } => Self::unsatisfied(&missing),
             Answer::NoReplica { shard } => {
-                unavailable(&format!("No replica of shard {shard} is reachable")).with(COME_BACK)
+                let error = format!("No replica of shard {shard} is reachable");
+                Self::error(StatusCode::SERVICE_UNAVAILABLE, &error).with(COME_BACK)
             }
-            // No Retry-After: a client that follows it blindly would write twice.
-            Answer::OutcomeUnknown => Self::json(
-                StatusCode::SERVICE_UNAVAILABLE,
-                &json!({ "error": "The write was passed on and not confirmed; it may or may not take effect", "outcome": "unknown" }),
-            ),
+            Answer::OutcomeUnknown => Self::outcome_unknown(),
             Answer::Full { reason } => Self::error(StatusCode::INSUFFICIENT_STORAGE, &reason),
-            success => unreachable!("Reply::of handles {success:?}"),
         }
+    }
+
+    /// Without `Retry-After`: a client that follows it blindly would write twice.
+    fn outcome_unknown() -> Self {
+        let error = "The write was passed on and not confirmed; it may or may not take effect";
+        Self::json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": error, "outcome": "unknown" }))
     }
 
     fn unsatisfied(missing: &[Missing]) -> Self {
@@ -156,8 +161,18 @@ impl Reply {
         Self::json(StatusCode::SERVICE_UNAVAILABLE, &body).with(COME_BACK)
     }
 
+    /// Counts the body in `lease` until the client has taken it.
+    pub fn held_by(mut self, lease: Lease) -> Self {
+        self.lease = Some(lease);
+        self
+    }
+
     pub fn into_response(self) -> warp::reply::Response {
-        let mut response = warp::reply::Response::new(self.body.into());
+        let body = match self.lease {
+            Some(lease) => Bytes::from_owner(Leased(self.body, lease)),
+            None => Bytes::from(self.body),
+        };
+        let mut response = warp::reply::Response::new(body.into());
         *response.status_mut() = self.status;
         response.headers_mut().insert(CONTENT_TYPE, self.content_type);
         for (name, value) in self.headers {

@@ -1,0 +1,188 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Starts, stops, inspects and talks to a cluster of kvnode.
+#[derive(Parser, Debug)]
+#[command(name = "kvctl", version, max_term_width = 110)]
+pub struct Cli {
+    /// Which cluster
+    #[arg(long, global = true, env = "KVCTL_NAME", default_value = "default", value_name = "NAME")]
+    pub name: String,
+    /// text for people, json for programs: one document on standard output
+    #[arg(long, short, global = true, value_enum, default_value = "text")]
+    pub output: Output,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Bring a cluster up, take it down, look at it
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Stop, start, kill, pause and unpause single nodes
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Write a key. VALUE is JSON; what is no JSON is taken as a string
+    Put {
+        key: String,
+        value: String,
+        #[command(flatten)]
+        data: DataArgs,
+    },
+    /// Print the value of a key
+    Get {
+        key: String,
+        #[command(flatten)]
+        data: DataArgs,
+    },
+    /// Delete a key
+    Delete {
+        key: String,
+        #[command(flatten)]
+        data: DataArgs,
+    },
+    /// List keys, in key order
+    Keys {
+        /// Only keys that start with this
+        #[arg(long, default_value = "")]
+        prefix: String,
+        /// At most so many [default: all]
+        #[arg(long)]
+        limit: Option<usize>,
+        #[command(flatten)]
+        data: DataArgs,
+    },
+    /// List the members that a node can reach now
+    View {
+        #[command(flatten)]
+        via: Via,
+    },
+    /// Look at the shards
+    #[command(subcommand)]
+    Shard(ShardCommand),
+}
+
+#[derive(Args, Debug, Clone, Default)]
+pub struct Via {
+    /// Ask this node (by name) instead of any
+    #[arg(long, value_name = "NODE")]
+    pub via: Option<String>,
+}
+
+#[derive(Args, Debug, Clone)]
+pub struct DataArgs {
+    #[command(flatten)]
+    pub via: Via,
+    /// The causal session that this command belongs to: it sees all that the session has seen
+    #[arg(long, env = "KVCTL_SESSION", default_value = "default", value_name = "NAME")]
+    pub session: String,
+    /// Belong to no session: depend on nothing, remember nothing
+    #[arg(long)]
+    pub no_session: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum ClusterCommand {
+    /// Bring the cluster up; where it runs already, repair what is missing and change nothing else
+    Up(UpArgs),
+    /// Stop all nodes and delete the cluster's data
+    Down {
+        /// Don't ask
+        #[arg(long, short)]
+        yes: bool,
+        /// Keep the data for the next `cluster up`
+        #[arg(long)]
+        keep_data: bool,
+    },
+    /// Show what every node does
+    Status,
+    /// Print what a node logs
+    Logs {
+        node: String,
+        /// Go on as it logs more
+        #[arg(long, short)]
+        follow: bool,
+    },
+}
+
+#[derive(Args, Debug, Clone)]
+pub struct UpArgs {
+    /// How many nodes [default: 6]
+    #[arg(long)]
+    pub nodes: Option<usize>,
+    /// How many shards [default: 2]
+    #[arg(long)]
+    pub shards: Option<u32>,
+    /// The nodes' network; the first address is the gateway's [default: 10.10.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub subnet: Option<String>,
+    /// The first node's port on 127.0.0.1; the others follow [default: 8082]
+    #[arg(long, value_name = "PORT")]
+    pub ports_from: Option<u16>,
+    /// The image's name [default: asg4img]
+    #[arg(long)]
+    pub image: Option<String>,
+    /// Where the nodes run [default: auto, or what the cluster was made with]
+    #[arg(long, value_enum)]
+    pub runtime: Option<RuntimeArg>,
+    /// The kvnode binary [default: the one beside kvctl]
+    #[arg(long, env = "KVNODE", value_name = "PATH")]
+    pub kvnode: Option<PathBuf>,
+    /// How long to wait until all nodes are ready, in seconds
+    #[arg(long, default_value_t = 60)]
+    pub wait: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RuntimeArg {
+    /// Docker where an engine answers, else local
+    Auto,
+    /// Containers
+    Docker,
+    /// Processes on 127.10.0.2, 127.10.0.3, …
+    Local,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum NodeCommand {
+    /// Ask it to leave (SIGTERM): it hands over what its peers lack
+    Stop { node: String },
+    /// Start it again
+    Start { node: String },
+    /// End it at once (SIGKILL)
+    Kill { node: String },
+    /// Freeze it: it keeps everything and answers nothing
+    Pause { node: String },
+    /// Unfreeze it
+    Unpause { node: String },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum ShardCommand {
+    /// List the shards
+    Ids(Via),
+    /// List a shard's members
+    Members {
+        shard: String,
+        #[command(flatten)]
+        via: Via,
+    },
+    /// Count a shard's keys
+    KeyCount {
+        shard: String,
+        #[command(flatten)]
+        via: Via,
+    },
+    /// Tell a node's shard
+    Node { node: String },
+}

@@ -1,0 +1,114 @@
+//! put, get, delete, keys: with a causal session kept from command to command.
+
+use kvnode::client::{Answer, Client, Session, encode};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::{Context, refused};
+use crate::args::{DataArgs, Output};
+use crate::error::{Failure, Result};
+use crate::render::{line, show};
+use crate::state::SessionFile;
+
+/// Keys asked for at a time.
+const PAGE: usize = 1_000;
+
+/// A client and the session that its requests belong to.
+struct Data {
+    client: Client,
+    session: Session,
+    file: Option<SessionFile>,
+}
+
+impl Data {
+    async fn open(context: &Context, args: &DataArgs) -> Result<Self> {
+        let client = context.client(&args.via).await?;
+        let file = if args.no_session { None } else { Some(context.state.session(&args.session)?) };
+        let metadata = file.as_ref().and_then(|file| file.metadata.clone());
+        Ok(Self { client, session: Session { metadata }, file })
+    }
+
+    /// Keeps what the session has seen, and turns a refusal into a failure.
+    fn close(&self, answer: Answer) -> Result<Answer> {
+        if let (Some(file), Some(metadata)) = (&self.file, &self.session.metadata) {
+            file.save(metadata)?;
+        }
+        if answer.is_success() { Ok(answer) } else { Err(refused(&answer)) }
+    }
+}
+
+/// The answer as the node gave it, without what belongs to the session file.
+fn show_answer(output: Output, answer: &Answer, text: impl FnOnce(&Value)) {
+    let json = answer.json();
+    match output {
+        Output::Json => line(String::from_utf8_lossy(&answer.body).trim()),
+        Output::Text => text(&json),
+    }
+}
+
+pub async fn put(context: &Context, key: &str, value: &str, args: &DataArgs) -> Result<()> {
+    let json = RawValue::from_string(value.to_owned())
+        .or_else(|_| serde_json::value::to_raw_value(value))
+        .map_err(|error| Failure::usage(error.to_string()))?;
+    let mut data = Data::open(context, args).await?;
+    let answer = data.client.put(key, &json, &mut data.session).await?;
+    let answer = data.close(answer)?;
+    show_answer(context.output, &answer, say_written);
+    Ok(())
+}
+
+/// `created (2 replicas)`.
+fn say_written(json: &Value) {
+    let result = json.get("result").and_then(Value::as_str).unwrap_or("done");
+    let replicas = json.get("replicas").and_then(Value::as_u64).unwrap_or(0);
+    line(&format!("{result} ({replicas} {})", if replicas == 1 { "replica" } else { "replicas" }));
+}
+
+pub async fn get(context: &Context, key: &str, args: &DataArgs) -> Result<()> {
+    let mut data = Data::open(context, args).await?;
+    let answer = data.client.get(key, &mut data.session).await?;
+    let answer = data.close(answer)?;
+    show_answer(context.output, &answer, |_| {
+        if let Some(value) = answer.value() {
+            // A string is printed as it is; anything else as JSON, to the last digit.
+            let text = serde_json::from_str::<String>(value.get()).unwrap_or_else(|_| value.get().to_owned());
+            line(&text);
+        }
+    });
+    Ok(())
+}
+
+pub async fn delete(context: &Context, key: &str, args: &DataArgs) -> Result<()> {
+    let mut data = Data::open(context, args).await?;
+    let answer = data.client.delete(key, &mut data.session).await?;
+    let answer = data.close(answer)?;
+    show_answer(context.output, &answer, say_written);
+    Ok(())
+}
+
+pub async fn keys(context: &Context, prefix: &str, limit: Option<usize>, args: &DataArgs) -> Result<()> {
+    let mut data = Data::open(context, args).await?;
+    let mut all: Vec<String> = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let page = limit.map_or(PAGE, |limit| (limit - all.len()).min(PAGE));
+        if page == 0 {
+            break;
+        }
+        let path = format!("/kvs?prefix={}&limit={page}{cursor}", encode(prefix));
+        let answer = data.client.request(reqwest::Method::GET, &path, None, &mut data.session).await?;
+        let json = data.close(answer)?.json();
+        let keys = json.get("keys").and_then(Value::as_array).cloned().unwrap_or_default();
+        let keys: Vec<String> = keys.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect();
+        if context.output == Output::Text {
+            keys.iter().for_each(|key| line(key));
+        }
+        all.extend(keys);
+        match json.get("cursor").and_then(Value::as_str) {
+            Some(next) => cursor = format!("&cursor={}", encode(next)),
+            None => break,
+        }
+    }
+    show(context.output, &super::object("keys", all), || {});
+    Ok(())
+}

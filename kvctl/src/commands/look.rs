@@ -1,0 +1,42 @@
+//! view and shard: what the nodes say of the topology.
+
+use serde_json::Value;
+
+use super::{Context, refused};
+use crate::args::{ShardCommand, Via};
+use crate::error::Result;
+use crate::render::{line, show};
+
+/// Asks for `path` and shows the answer's `field`.
+async fn look(context: &Context, via: &Via, path: &str, field: &str) -> Result<()> {
+    let answer = context.client(via).await?.look(path).await?;
+    if !answer.is_success() {
+        return Err(refused(&answer));
+    }
+    let json = answer.json();
+    show(context.output, &json, || match json.get(field) {
+        Some(Value::Array(all)) => all.iter().for_each(|one| line(one.as_str().unwrap_or_default())),
+        Some(Value::String(one)) => line(one),
+        Some(Value::Null) | None => line("none"),
+        Some(other) => line(&other.to_string()),
+    });
+    Ok(())
+}
+
+pub async fn view(context: &Context, via: &Via) -> Result<()> {
+    look(context, via, "/view", "view").await
+}
+
+pub async fn shard(context: &Context, command: ShardCommand) -> Result<()> {
+    let path = |what: &str, shard: &str| format!("/shard/{what}/{}", kvnode::client::encode(shard));
+    match command {
+        ShardCommand::Ids(via) => look(context, &via, "/shard/ids", "shard-ids").await,
+        ShardCommand::Members { shard, via } => look(context, &via, &path("members", &shard), "shard-members").await,
+        ShardCommand::KeyCount { shard, via } => {
+            look(context, &via, &path("key-count", &shard), "shard-key-count").await
+        }
+        ShardCommand::Node { node } => {
+            look(context, &Via { via: Some(node) }, "/shard/node-shard-id", "node-shard-id").await
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The commands. Each takes its arguments and ends in data on standard output, or in a [`Failure`].
+
+use std::collections::BTreeMap;
+
+use kvnode::client::{Answer, Client};
+
+use crate::args::{Cli, Command, Output, Via};
+use crate::error::{Code, Failure, Result};
+use crate::runtime::Runtime;
+use crate::state::{Record, StateDir};
+
+mod cluster;
+mod data;
+mod look;
+mod node;
+
+/// What every command needs.
+pub struct Context {
+    pub name: String,
+    pub output: Output,
+    pub state: StateDir,
+}
+
+impl Context {
+    /// The cluster that the command is about.
+    pub fn record(&self) -> Result<Record> {
+        self.state.load()?.ok_or_else(|| {
+            let option = if self.name == crate::cluster::DEFAULT_NAME {
+                String::new()
+            } else {
+                format!(" --name {}", self.name)
+            };
+            let text = format!("there is no cluster '{}'; `kvctl cluster up{option}` makes one", self.name);
+            Failure::new(Code::Environment, text)
+        })
+    }
+
+    pub async fn runtime(&self) -> Result<(Record, Runtime)> {
+        let record = self.record()?;
+        let runtime = Runtime::open(&record, &self.state).await?;
+        Ok((record, runtime))
+    }
+
+    /// A client of the cluster: of one node if one is named, else of all, starting anywhere.
+    pub async fn client(&self, via: &Via) -> Result<Client> {
+        let (record, runtime) = self.runtime().await?;
+        let nodes = match &via.via {
+            Some(name) => vec![runtime.endpoint(&record.spec.node(name)?)],
+            None => {
+                let mut all: Vec<String> = record.spec.node_specs().iter().map(|node| runtime.endpoint(node)).collect();
+                let mut start = [0];
+                getrandom::fill(&mut start).map_err(|error| Failure::environment(error.to_string()))?;
+                let length = all.len();
+                all.rotate_left(usize::from(start[0]) % length);
+                all
+            }
+        };
+        Ok(Client::new(nodes))
+    }
+}
+
+/// Turns a refusal into a failure with the code that says which kind it is.
+pub fn refused(answer: &Answer) -> Failure {
+    let message = answer.error();
+    let code = match answer.status {
+        404 => Code::NotFound,
+        400 | 405 | 413 | 431 => Code::Usage,
+        409 => Code::Conflict,
+        503 if message.starts_with("Causal dependencies") => Code::DependenciesNotMet,
+        503 if message.starts_with("No replica") => Code::Unreachable,
+        _ => Code::Failed,
+    };
+    Failure::new(code, format!("{message} (said {})", answer.node))
+}
+
+pub async fn run(cli: Cli) -> Result<()> {
+    let context = Context { state: StateDir::of(&cli.name)?, name: cli.name, output: cli.output };
+    match cli.command {
+        Command::Cluster(command) => cluster::run(&context, command).await,
+        Command::Node(command) => node::run(&context, command).await,
+        Command::Put { key, value, data } => data::put(&context, &key, &value, &data).await,
+        Command::Get { key, data } => data::get(&context, &key, &data).await,
+        Command::Delete { key, data } => data::delete(&context, &key, &data).await,
+        Command::Keys { prefix, limit, data } => data::keys(&context, &prefix, limit, &data).await,
+        Command::View { via } => look::view(&context, &via).await,
+        Command::Shard(command) => look::shard(&context, command).await,
+    }
+}
+
+/// `{"name": value}` for answers that are one thing.
+pub fn object(name: &str, value: impl serde::Serialize) -> BTreeMap<String, serde_json::Value> {
+    [(name.to_owned(), serde_json::to_value(value).unwrap_or_default())].into()
+}

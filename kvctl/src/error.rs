@@ -1,0 +1,63 @@
+//! What can go wrong, and the exit code that says so to scripts.
+
+use std::fmt;
+
+/// Exit codes. Scripts compare them: they never change meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Code {
+    Failed = 1,
+    Usage = 2,
+    NotFound = 3,
+    Unreachable = 4,
+    Conflict = 5,
+    TimedOut = 6,
+    DependenciesNotMet = 7,
+    Environment = 10,
+}
+
+/// A failure that ends the command.
+#[derive(Debug)]
+pub struct Failure {
+    pub code: Code,
+    pub message: String,
+}
+
+pub type Result<T> = std::result::Result<T, Failure>;
+
+impl Failure {
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    pub fn environment(message: impl Into<String>) -> Self {
+        Self::new(Code::Environment, message)
+    }
+
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(Code::Usage, message)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<kvnode::client::Error> for Failure {
+    fn from(error: kvnode::client::Error) -> Self {
+        let code = match error {
+            kvnode::client::Error::Unreachable(_) => Code::Unreachable,
+            kvnode::client::Error::TimedOut(_) => Code::TimedOut,
+            kvnode::client::Error::Broken(_) => Code::Failed,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<bollard::errors::Error> for Failure {
+    fn from(error: bollard::errors::Error) -> Self {
+        Self::environment(format!("Docker: {error}"))
+    }
+}

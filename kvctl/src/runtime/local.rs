@@ -1,0 +1,207 @@
+//! Nodes as processes of this host, each on a loopback address of its own.
+//!
+//! A process is known by its number and its start time, so that a number that was used again is never taken for a node.
+
+use std::cell::RefCell;
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+
+use super::{NodeAction, NodeState, local_ip, ports};
+use crate::cluster::{NODE_PORT, NodeSpec};
+use crate::error::{Code, Failure, Result};
+use crate::render::{Progress, write_out};
+use crate::state::{Record, StateDir};
+
+/// A node that was asked to leave is gone within this.
+const STOP_MAX: Duration = Duration::from_secs(12);
+
+pub struct Cluster {
+    record: Record,
+    state: StateDir,
+    /// Nodes that this command started.
+    started: RefCell<Vec<NodeSpec>>,
+}
+
+fn fail(what: &Path, error: &std::io::Error) -> Failure {
+    Failure::environment(format!("{}: {error}", what.display()))
+}
+
+/// When a process started, in clock ticks since boot, and its state letter.
+fn process(pid: i32) -> Option<(String, char)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; the fields after it don't.
+    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+    Some((fields.get(19)?.to_string(), fields.first()?.chars().next()?))
+}
+
+impl Cluster {
+    pub fn new(record: Record, state: StateDir) -> Self {
+        Self { record, state, started: RefCell::new(Vec::new()) }
+    }
+
+    fn pid_path(&self, node: &NodeSpec) -> PathBuf {
+        self.state.path().join("pids").join(&node.name)
+    }
+
+    fn log_path(&self, node: &NodeSpec) -> PathBuf {
+        self.state.path().join("logs").join(&node.name)
+    }
+
+    /// The binary that the cluster runs, kept so that a node can be started again.
+    fn binary_path(&self) -> PathBuf {
+        self.state.path().join("pids").join(".kvnode")
+    }
+
+    fn pid(&self, node: &NodeSpec) -> Option<(Pid, char)> {
+        let text = fs::read_to_string(self.pid_path(node)).ok()?;
+        let (pid, start) = text.trim().split_once(' ')?;
+        let pid = pid.parse().ok()?;
+        let (started, letter) = process(pid)?;
+        if started == start && letter != 'Z' { Some((Pid::from_raw(pid)?, letter)) } else { None }
+    }
+
+    pub fn state(&self, node: &NodeSpec) -> NodeState {
+        match self.pid(node) {
+            Some((_, 'T' | 't')) => NodeState::Paused,
+            Some(_) => NodeState::Running,
+            None if self.state.path().join("data").join(&node.name).exists() => NodeState::Stopped,
+            None => NodeState::Missing,
+        }
+    }
+
+    pub fn up(&self, kvnode: &Path, progress: &Progress) -> Result<()> {
+        let down: Vec<NodeSpec> =
+            self.record.spec.node_specs().into_iter().filter(|node| self.pid(node).is_none()).collect();
+        for node in &down {
+            let address = SocketAddr::from((local_ip(node), NODE_PORT));
+            if let Some(holder) = ports::holder(address) {
+                return Err(Failure::environment(format!("{address}, which {} needs, is held by {holder}", node.name)));
+            }
+        }
+        self.state.make("pids")?;
+        let binary = fs::canonicalize(kvnode).map_err(|error| fail(kvnode, &error))?;
+        fs::write(self.binary_path(), binary.to_string_lossy().as_bytes()).map_err(|error| fail(kvnode, &error))?;
+        for node in down {
+            progress.step(&format!("starting {}", node.name));
+            self.start(&node)?;
+            self.started.borrow_mut().push(node);
+        }
+        Ok(())
+    }
+
+    fn start(&self, node: &NodeSpec) -> Result<()> {
+        let (data, logs) = (self.state.make("data")?.join(&node.name), self.state.make("logs")?);
+        self.state.make("pids")?;
+        let log_path = logs.join(&node.name);
+        let log = fs::OpenOptions::new().create(true).append(true).open(&log_path).map_err(|e| fail(&log_path, &e))?;
+        let log_too = log.try_clone().map_err(|error| fail(&log_path, &error))?;
+        let binary = fs::read_to_string(self.binary_path()).map_err(|error| fail(&self.binary_path(), &error))?;
+        let spec = &self.record.spec;
+        let address = format!("{}:{NODE_PORT}", local_ip(node));
+        let child = Command::new(&binary)
+            .env_clear()
+            .env("SOCKET_ADDRESS", &address)
+            .env("LISTEN_ADDRESS", &address)
+            .env("VIEW", spec.view(local_ip))
+            .env("SHARD_COUNT", spec.shards.to_string())
+            .env("DATA_DIR", &data)
+            .env("CLUSTER_SECRET", &self.record.secret)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(log_too)
+            // A group of its own: Ctrl-C in the terminal is for kvctl alone.
+            .process_group(0)
+            .spawn()
+            .map_err(|error| fail(Path::new(&binary), &error))?;
+        let pid = child.id() as i32;
+        let (started, _) = process(pid).ok_or_else(|| Failure::environment(format!("{} died at once", node.name)))?;
+        fs::write(self.pid_path(node), format!("{pid} {started}")).map_err(|error| fail(&self.pid_path(node), &error))
+    }
+
+    pub fn undo(&self) {
+        for node in self.started.borrow_mut().drain(..) {
+            if let Some((pid, _)) = self.pid(&node) {
+                // It may have died by itself.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            let _ = fs::remove_file(self.pid_path(&node));
+        }
+    }
+
+    pub fn down(&self) -> Result<()> {
+        for node in self.record.spec.node_specs() {
+            if let Some((pid, _)) = self.pid(&node) {
+                self.signal(&node, pid, Signal::KILL)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn signal(&self, node: &NodeSpec, pid: Pid, signal: Signal) -> Result<()> {
+        kill_process(pid, signal).map_err(|error| Failure::environment(format!("{}: {error}", node.name)))
+    }
+
+    pub async fn act(&self, node: &NodeSpec, action: NodeAction) -> Result<()> {
+        let running = self.pid(node).map(|(pid, _)| pid);
+        let stopped = || Failure::new(Code::Conflict, format!("{} does not run", node.name));
+        match action {
+            NodeAction::Start if running.is_some() => Ok(()),
+            NodeAction::Start => self.start(node),
+            NodeAction::Stop => match running {
+                None => Ok(()),
+                Some(pid) => self.stop(node, pid).await,
+            },
+            NodeAction::Kill => self.end(node, running.ok_or_else(stopped)?).await,
+            NodeAction::Pause => self.signal(node, running.ok_or_else(stopped)?, Signal::STOP),
+            NodeAction::Unpause => self.signal(node, running.ok_or_else(stopped)?, Signal::CONT),
+        }
+    }
+
+    async fn stop(&self, node: &NodeSpec, pid: Pid) -> Result<()> {
+        self.signal(node, pid, Signal::CONT)?;
+        self.signal(node, pid, Signal::TERM)?;
+        self.gone(node).await
+    }
+
+    async fn end(&self, node: &NodeSpec, pid: Pid) -> Result<()> {
+        self.signal(node, pid, Signal::KILL)?;
+        self.gone(node).await
+    }
+
+    /// Waits until the node's process is no more.
+    async fn gone(&self, node: &NodeSpec) -> Result<()> {
+        let deadline = Instant::now() + STOP_MAX;
+        while self.pid(node).is_some() {
+            if Instant::now() > deadline {
+                let text = format!("{} did not end within {STOP_MAX:?}", node.name);
+                return Err(Failure::new(Code::TimedOut, text));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    pub async fn logs(&self, node: &NodeSpec, follow: bool) -> Result<()> {
+        let path = self.log_path(node);
+        let mut file = tokio::fs::File::open(&path).await.map_err(|error| fail(&path, &error))?;
+        let mut at = 0;
+        loop {
+            let mut more = Vec::new();
+            file.seek(std::io::SeekFrom::Start(at)).await.map_err(|error| fail(&path, &error))?;
+            at += file.read_to_end(&mut more).await.map_err(|error| fail(&path, &error))? as u64;
+            write_out(&more);
+            if !follow {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+}

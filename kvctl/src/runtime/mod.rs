@@ -1,0 +1,166 @@
+//! Where nodes run. Both runtimes do the same things, so every command works the same on both.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use crate::args::RuntimeArg;
+use crate::cluster::{NODE_PORT, NodeSpec};
+use crate::error::{Failure, Result};
+use crate::render::Progress;
+use crate::state::{Record, RuntimeKind, StateDir};
+
+pub mod docker;
+pub mod engine;
+pub mod image;
+pub mod local;
+pub mod ports;
+
+/// What a node's process or container does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    Missing,
+    Stopped,
+    Running,
+    Paused,
+}
+
+impl NodeState {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Stopped => "stopped",
+            Self::Running => "running",
+            Self::Paused => "paused",
+        }
+    }
+}
+
+/// What can be done to a single node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeAction {
+    Stop,
+    Start,
+    Kill,
+    Pause,
+    Unpause,
+}
+
+/// A cluster's place.
+pub enum Runtime {
+    Docker(docker::Cluster),
+    Local(local::Cluster),
+}
+
+/// Where a new cluster is to run. `auto` takes Docker if an engine answers.
+pub async fn choose(wanted: Option<RuntimeArg>, known: Option<RuntimeKind>) -> Result<RuntimeKind> {
+    match (wanted, known) {
+        (Some(RuntimeArg::Docker), None | Some(RuntimeKind::Docker)) => Ok(RuntimeKind::Docker),
+        (Some(RuntimeArg::Local), None | Some(RuntimeKind::Local)) => Ok(RuntimeKind::Local),
+        (Some(RuntimeArg::Auto) | None, Some(known)) => Ok(known),
+        (Some(RuntimeArg::Docker | RuntimeArg::Local), Some(_)) => Err(Failure::new(
+            crate::error::Code::Conflict,
+            "this cluster exists on the other runtime; `kvctl cluster down` it first, or make another with --name",
+        )),
+        (Some(RuntimeArg::Auto) | None, None) => match engine::connect().await {
+            Ok(_) => Ok(RuntimeKind::Docker),
+            Err(failure) => {
+                eprintln!("{failure}; running the nodes as local processes instead (--runtime docker to insist)");
+                Ok(RuntimeKind::Local)
+            }
+        },
+    }
+}
+
+impl Runtime {
+    pub async fn open(record: &Record, state: &StateDir) -> Result<Self> {
+        match record.runtime {
+            RuntimeKind::Docker => Ok(Self::Docker(docker::Cluster::new(engine::connect().await?, record.clone()))),
+            RuntimeKind::Local => Ok(Self::Local(local::Cluster::new(record.clone(), state.clone()))),
+        }
+    }
+
+    /// Makes everything that is missing. After a failure nothing is left that this call made.
+    pub async fn up(&self, kvnode: Option<&Path>, progress: &Progress) -> Result<()> {
+        let kvnode = find_kvnode(kvnode)?;
+        match self {
+            Self::Docker(cluster) => cluster.up(kvnode.as_deref(), progress).await,
+            Self::Local(cluster) => {
+                let kvnode = kvnode.ok_or_else(|| {
+                    Failure::environment("no kvnode binary beside kvctl: build it with `cargo build --release`, or name one with --kvnode")
+                })?;
+                cluster.up(&kvnode, progress)
+            }
+        }
+    }
+
+    /// Takes away what the failed `up` made.
+    pub async fn undo(&self) {
+        match self {
+            Self::Docker(cluster) => cluster.undo().await,
+            Self::Local(cluster) => cluster.undo(),
+        }
+    }
+
+    pub async fn down(&self, data: bool) -> Result<()> {
+        match self {
+            Self::Docker(cluster) => cluster.down(data).await,
+            Self::Local(cluster) => cluster.down(),
+        }
+    }
+
+    pub async fn state(&self, node: &NodeSpec) -> Result<NodeState> {
+        match self {
+            Self::Docker(cluster) => cluster.state(node).await,
+            Self::Local(cluster) => Ok(cluster.state(node)),
+        }
+    }
+
+    pub async fn act(&self, node: &NodeSpec, action: NodeAction) -> Result<()> {
+        match self {
+            Self::Docker(cluster) => cluster.act(node, action).await,
+            Self::Local(cluster) => cluster.act(node, action).await,
+        }
+    }
+
+    pub async fn logs(&self, node: &NodeSpec, follow: bool) -> Result<()> {
+        match self {
+            Self::Docker(cluster) => cluster.logs(node, follow).await,
+            Self::Local(cluster) => cluster.logs(node, follow).await,
+        }
+    }
+
+    /// Where this host reaches a node.
+    pub fn endpoint(&self, node: &NodeSpec) -> String {
+        match self {
+            Self::Docker(_) => format!("127.0.0.1:{}", node.port),
+            Self::Local(_) => format!("{}:{NODE_PORT}", local_ip(node)),
+        }
+    }
+
+    /// A node's SOCKET_ADDRESS.
+    pub fn address(&self, node: &NodeSpec) -> String {
+        match self {
+            Self::Docker(_) => format!("{}:{NODE_PORT}", node.ip),
+            Self::Local(_) => format!("{}:{NODE_PORT}", local_ip(node)),
+        }
+    }
+}
+
+/// The loopback address that stands for a container's: 127 in place of the first number.
+pub fn local_ip(node: &NodeSpec) -> Ipv4Addr {
+    let [_, b, c, d] = node.ip.octets();
+    Ipv4Addr::new(127, b, c, d)
+}
+
+/// The kvnode binary that was named, or the one beside kvctl.
+fn find_kvnode(named: Option<&Path>) -> Result<Option<PathBuf>> {
+    if let Some(path) = named {
+        let found = path.is_file().then(|| path.to_path_buf());
+        return found
+            .map(Some)
+            .ok_or_else(|| Failure::usage(format!("--kvnode {}: there is no such file", path.display())));
+    }
+    let own = std::env::current_exe().map_err(|error| Failure::environment(error.to_string()))?;
+    Ok(own.parent().map(|folder| folder.join("kvnode")).filter(|path| path.is_file()))
+}

@@ -1,0 +1,165 @@
+//! What kvctl remembers of a cluster between two commands: one folder per cluster under the user's state folder.
+//!
+//! `cluster.json` says what the cluster is meant to be; `lock` keeps two commands from changing it at once; `sessions/` holds
+//! causal contexts; `data/`, `logs/` and `pids/` belong to nodes that run as local processes.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use etcetera::BaseStrategy;
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::Spec;
+use crate::error::{Failure, Result};
+
+/// Where a cluster's nodes run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuntimeKind {
+    Docker,
+    Local,
+}
+
+/// What a cluster is meant to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub runtime: RuntimeKind,
+    pub spec: Spec,
+    /// What its nodes prove to each other.
+    pub secret: String,
+}
+
+/// One cluster's folder.
+#[derive(Clone, Debug)]
+pub struct StateDir(PathBuf);
+
+fn io(what: &Path, error: &std::io::Error) -> Failure {
+    Failure::environment(format!("{}: {error}", what.display()))
+}
+
+impl StateDir {
+    /// The folder of the cluster `name`; it is made when something is first kept in it.
+    pub fn of(name: &str) -> Result<Self> {
+        let valid = !name.is_empty()
+            && name.len() <= 40
+            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+        if !valid {
+            let text = format!("'{name}' is no cluster name: up to 40 letters, digits, - and _, such as 'blue'");
+            return Err(Failure::usage(text));
+        }
+        let base = etcetera::choose_base_strategy().map_err(|error| Failure::environment(error.to_string()))?;
+        let state = base.state_dir().unwrap_or_else(|| base.data_dir());
+        Ok(Self(state.join("kvctl").join(name)))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn make(&self, below: &str) -> Result<PathBuf> {
+        let path = self.0.join(below);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(|error| io(&path, &error))?;
+        Ok(path)
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.0.join("cluster.json")
+    }
+
+    /// The cluster as it is meant to be; `None` if there is none.
+    pub fn load(&self) -> Result<Option<Record>> {
+        let path = self.record_path();
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io(&path, &error)),
+        };
+        let record = serde_json::from_str(&text);
+        record.map(Some).map_err(|error| Failure::environment(format!("{} can't be read: {error}", path.display())))
+    }
+
+    pub fn save(&self, record: &Record) -> Result<()> {
+        self.make("")?;
+        let text = serde_json::to_string_pretty(record).expect("records are plain data");
+        replace(&self.record_path(), text.as_bytes())
+    }
+
+    /// Forgets the cluster, and with `data` everything its nodes kept.
+    pub fn forget(&self, data: bool) -> Result<()> {
+        let paths: &[&str] = if data { &["cluster.json", "sessions", "data", "logs", "pids"] } else { &["pids"] };
+        for name in paths {
+            let path = self.0.join(name);
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            match removed {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(&path, &error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps other commands from changing the cluster until the lock is dropped.
+    pub fn lock(&self) -> Result<File> {
+        self.make("")?;
+        let path = self.0.join("lock");
+        let mut file = open(&path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = file.read_to_string(&mut holder);
+                let text =
+                    format!("another kvctl ({}) is changing this cluster; try again when it is done", holder.trim());
+                return Err(Failure::new(crate::error::Code::Conflict, text));
+            }
+            Err(TryLockError::Error(error)) => return Err(io(&path, &error)),
+        }
+        let written = file.set_len(0).and_then(|()| file.rewind());
+        written.and_then(|()| write!(file, "process {}", std::process::id())).map_err(|error| io(&path, &error))?;
+        Ok(file)
+    }
+
+    /// Opens a session's context and keeps it to this command until it is dropped.
+    pub fn session(&self, name: &str) -> Result<SessionFile> {
+        if name.is_empty() || name.len() > 100 || name.contains(['/', '\0']) || name.starts_with('.') {
+            return Err(Failure::usage(format!("'{name}' is no session name")));
+        }
+        let path = self.make("sessions")?.join(name);
+        let lock_path = path.with_file_name(format!("{name}.lock"));
+        let lock = open(&lock_path)?;
+        lock.lock().map_err(|error| io(&lock_path, &error))?;
+        let metadata =
+            fs::read_to_string(&path).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        Ok(SessionFile { path, metadata, _lock: lock })
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).map_err(|error| io(path, &error))
+}
+
+/// Writes a file so that a reader sees the old or the new content, never a part.
+fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let new = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new);
+    let written = file.as_mut().map_err(|error| io(&new, error))?.write_all(content);
+    written.and_then(|()| fs::rename(&new, path)).map_err(|error| io(path, &error))
+}
+
+/// A causal session, held by one command at a time.
+pub struct SessionFile {
+    path: PathBuf,
+    pub metadata: Option<String>,
+    _lock: File,
+}
+
+impl SessionFile {
+    pub fn save(&self, metadata: &str) -> Result<()> {
+        replace(&self.path, metadata.as_bytes())
+    }
+}

@@ -1,0 +1,243 @@
+//! Clients that stall, drip, flood or send nonsense: each is ended at its limit, and nobody else notices.
+
+mod http_support;
+
+use std::time::{Duration, Instant};
+
+use http_support::{Client, Node, PATIENCE, request, until};
+
+const CHUNKED_PUT: &str = "PUT /kvs/x HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n";
+
+/// Drips `piece` until the node has had enough. Returns without having read anything.
+fn drip(client: &mut Client, piece: &str) {
+    let begun = Instant::now();
+    client.0.set_nonblocking(true).unwrap();
+    let mut byte = [0];
+    // Peeking tells an answer or an end from silence.
+    while client.0.peek(&mut byte).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock) {
+        assert!(begun.elapsed() < PATIENCE, "the node takes an endless request");
+        client.try_send(piece);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    client.0.set_nonblocking(false).unwrap();
+}
+
+#[test]
+fn half_a_header_is_cut_off() {
+    let node = Node::start(&["--header-timeout", "300ms"]);
+    for start in ["", "GET /health HTTP/1.1\r\nhost: te"] {
+        let mut client = node.connect();
+        client.send(start);
+        let waited = client.closed();
+        assert!(waited >= Duration::from_millis(200) && waited < Duration::from_secs(10), "{start:?}: {waited:?}");
+    }
+    // Also if it keeps coming, a little at a time, and on a connection that has served before.
+    let mut client = node.connect();
+    client.send(&request("GET", "/health", &[], ""));
+    assert_eq!(client.answer().status, 200);
+    client.send("GET /health HTTP/1.1\r\nx: ");
+    drip(&mut client, "y");
+}
+
+#[test]
+fn an_idle_connection_lives_longer_than_half_a_header() {
+    let node = Node::start(&["--header-timeout", "100ms", "--idle-timeout", "1s"]);
+    let mut client = node.connect();
+    client.send(&request("GET", "/health", &[], ""));
+    assert_eq!(client.answer().status, 200);
+    let waited = client.closed();
+    assert!(waited >= Duration::from_millis(800) && waited < Duration::from_secs(15), "{waited:?}");
+}
+
+#[test]
+fn a_stalled_body_gets_408() {
+    let node = Node::start(&["--body-timeout", "200ms"]);
+    for start in ["PUT /kvs/x HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\n{\"val", CHUNKED_PUT] {
+        let mut client = node.connect();
+        client.send(start);
+        let answer = client.answer();
+        answer.is_error(408);
+        assert_eq!(answer.header("connection"), Some("close"));
+        client.closed();
+    }
+}
+
+#[test]
+fn a_dripping_body_gets_408() {
+    let node = Node::start(&["--body-timeout", "10s", "--body-total-timeout", "300ms"]);
+    let mut client = node.connect();
+    client.send(CHUNKED_PUT);
+    drip(&mut client, "1\r\nx\r\n");
+    client.answer().is_error(408);
+}
+
+#[test]
+fn large_bodies_get_413() {
+    let node = Node::start(&["--max-body", "4KiB"]);
+    // More than the kernel's buffers take, all of it sent before the client reads: neither that nor the answer may fail.
+    let large = "x".repeat(32 << 20);
+    let mut client = node.connect();
+    client.send(&request("PUT", "/kvs/x", &[], &large));
+    client.answer().is_error(413);
+
+    let mut client = node.connect();
+    client.send(CHUNKED_PUT);
+    let chunk = format!("400\r\n{}\r\n", "x".repeat(1024));
+    drip(&mut client, &chunk);
+    client.answer().is_error(413);
+    client.closed();
+
+    // Nobody asks for a body that will be refused.
+    let mut client = node.connect();
+    client.send("PUT /kvs/x HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: 1000000\r\n\r\n");
+    client.answer().is_error(413);
+
+    let value = "y".repeat(4000);
+    let fits = node.request("PUT", "/kvs/x", &[], &format!(r#"{{"value":"{value}"}}"#));
+    assert_eq!(fits.status, 201, "{fits:?}");
+    assert_eq!(node.request("GET", "/kvs/x", &[], "").json()["value"], value);
+}
+
+#[test]
+fn batches_of_nodes_have_a_bound_of_their_own() {
+    let node = Node::start(&["--max-body", "4KiB", "--max-peer-body", "2MiB"]);
+    for (size, too_large) in [(1 << 20, false), (3 << 20, true)] {
+        let mut client = node.connect();
+        client.try_send(&request("POST", "/peer/v1", &[], &"x".repeat(size)));
+        assert_eq!(client.answer().status == 413, too_large, "{size}");
+    }
+}
+
+#[test]
+fn all_bodies_together_are_bounded() {
+    let node = Node::start(&["--max-bodies", "1KiB"]);
+    let mut holder = node.connect();
+    holder.send(&format!("PUT /kvs/x HTTP/1.1\r\nhost: test\r\ncontent-length: 2000\r\n\r\n{}", "x".repeat(900)));
+    let body = format!(r#"{{"value":"{}"}}"#, "y".repeat(400));
+    until("there is no room", || {
+        let answer = node.request("PUT", "/kvs/y", &[], &body);
+        answer.status == 503 && answer.header("retry-after").is_some()
+    });
+    drop(holder);
+    until("there is room again", || node.request("PUT", "/kvs/y", &[], &body).status < 300);
+}
+
+#[test]
+fn answers_that_nobody_takes_are_bounded() {
+    let node = Node::start(&["--max-bodies", "1500KiB"]);
+    let body = format!(r#"{{"value":"{}"}}"#, "y".repeat(1_000_000));
+    assert_eq!(node.request("PUT", "/kvs/large", &[], &body).status, 201);
+    let mut holder = node.connect();
+    // More than the kernel's buffers take: one answer stays with the node.
+    holder.send(&request("GET", "/kvs/large", &[], "").repeat(50));
+    until("there is no room", || node.request("GET", "/kvs/large", &[], "").status == 503);
+    assert_eq!(node.request("PUT", "/kvs/small", &[], r#"{"value":1}"#).status, 201);
+    drop(holder);
+    until("there is room again", || node.request("GET", "/kvs/large", &[], "").status == 200);
+}
+
+#[test]
+fn large_headers_get_431() {
+    let node = Node::start(&["--max-headers", "20", "--max-header-bytes", "8KiB"]);
+    let names: Vec<String> = (0..30).map(|n| format!("x-{n}")).collect();
+    let many: Vec<_> = names.iter().map(|name| (name.as_str(), "1")).collect();
+    let long = "y".repeat(20_000);
+    for headers in [&many[..], &[("x", &long)]] {
+        let mut client = node.connect();
+        client.try_send(&request("GET", "/health", headers, ""));
+        client.answer().is_error(431);
+        client.closed();
+    }
+    assert_eq!(node.request("GET", "/health", &many[..10], "").status, 200);
+}
+
+#[test]
+fn nonsense_gets_400() {
+    let node = Node::start(&[]);
+    for text in
+        ["nonsense\r\n\r\n", "\x16\x03\x01\x02\r\n\r\n", "GET /kvs/a<b HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nx\r\n\r\n"]
+    {
+        let mut client = node.connect();
+        client.send(text);
+        client.answer().is_error(400);
+        client.closed();
+    }
+    let mut client = node.connect();
+    client.send(&format!("{CHUNKED_PUT}zz\r\n"));
+    client.answer().is_error(400);
+    client.closed();
+}
+
+#[test]
+fn requests_sent_ahead_are_answered_in_order() {
+    let node = Node::start(&[]);
+    let mut client = node.connect();
+    let three = request("PUT", "/kvs/a", &[], r#"{"value":1}"#) + &request("GET", "/kvs/a", &[], "") + "GET /view HT";
+    client.send(&three);
+    assert_eq!((client.answer().status, client.answer().status), (201, 200));
+    client.send("TP/1.1\r\n\r\n");
+    assert_eq!(client.answer().status, 200);
+}
+
+#[test]
+fn a_client_that_takes_no_answers_is_cut_off() {
+    let node = Node::start(&["--write-timeout", "300ms"]);
+    let body = format!(r#"{{"value":"{}"}}"#, "y".repeat(1_000_000));
+    assert_eq!(node.request("PUT", "/kvs/large", &[], &body).status, 201);
+    let mut client = node.connect();
+    client.0.set_write_timeout(Some(PATIENCE)).unwrap();
+    let get = request("GET", "/kvs/large", &[], "");
+    until("the node has had enough", || !client.try_send(&get));
+}
+
+#[test]
+fn connections_beyond_the_bound_are_told() {
+    let node = Node::start(&["--max-connections", "5"]);
+    until("the connections of the start are gone", || node.request("GET", "/health", &[], "").status == 200);
+    let mut held: Vec<Client> = Vec::new();
+    until("five are held", || {
+        let mut client = node.connect();
+        client.send(&request("GET", "/health", &[], ""));
+        let admitted = client.answer().status == 200;
+        if admitted {
+            held.push(client);
+        }
+        held.len() == 5
+    });
+    let mut client = node.connect();
+    client.try_send(&request("GET", "/health", &[], ""));
+    let answer = client.answer();
+    answer.is_error(503);
+    assert!(answer.header("retry-after").is_some());
+    client.closed();
+    held.pop();
+    until("a place is free", || node.request("GET", "/health", &[], "").status == 200);
+}
+
+#[test]
+fn a_thousand_stalled_connections_leave_others_untouched() {
+    let node = Node::start(&["--header-timeout", "60s", "--body-timeout", "60s"]);
+    let starts = [
+        "",
+        "GET /health HTTP/1.1\r\nhost: te",
+        "PUT /kvs/x HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\n{\"val",
+        CHUNKED_PUT,
+    ];
+    let mut stalled: Vec<Client> = (0..1000).map(|_| node.connect()).collect();
+    for (number, client) in stalled.iter_mut().enumerate() {
+        client.send(starts[number % starts.len()]);
+    }
+    for number in 0..50 {
+        let begun = Instant::now();
+        let body = format!(r#"{{"value":{number}}}"#);
+        let put = node.request("PUT", "/kvs/other", &[], &body);
+        assert!(put.status < 300, "{put:?}");
+        assert_eq!(node.request("GET", "/kvs/other", &[], "").json()["value"], number);
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    }
+    for client in &mut stalled {
+        client.0.set_nonblocking(true).unwrap();
+        let silent = client.0.peek(&mut [0]).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock);
+        assert!(silent, "a connection was closed early");
+    }
+}
