@@ -22,6 +22,7 @@ use crate::core::request::{Answer, Op};
 use crate::core::settings::Settings;
 use crate::core::{Core, Effect, Event, Now, Severity, TICK_MS};
 use crate::peer::{self, Link, LinkDone, auth};
+use crate::storage::dir::DataDir;
 use crate::storage::{Result, Store, StoreError, Syncer};
 use crate::wire::ident::{Addr, ShardId};
 use crate::wire::peer::{Batch, decode, encode};
@@ -33,6 +34,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 pub struct NodeParts {
     pub settings: Settings,
     pub store: Box<dyn Store>,
+    /// The directory that the store is in; kept from other processes as long as the node runs.
+    pub owned: Option<DataDir>,
     pub fsync: Fsync,
     pub secret: Option<String>,
 }
@@ -58,6 +61,7 @@ struct Shared {
     failure: watch::Sender<Option<String>>,
     secret: auth::Secret,
     began: Instant,
+    _owned: Option<DataDir>,
 }
 
 #[derive(Default)]
@@ -81,7 +85,7 @@ impl NodeHandle {
     /// # Errors
     /// If the store can't be read.
     pub fn start(parts: NodeParts) -> Result<Self> {
-        let NodeParts { settings, store, fsync, secret } = parts;
+        let NodeParts { settings, store, owned, fsync, secret } = parts;
         let began = Instant::now();
         let syncer = store.syncer();
         let core = Core::start(settings, store, now(began))?;
@@ -93,6 +97,7 @@ impl NodeHandle {
             failure: watch::Sender::new(None),
             secret: auth::Secret::new(secret.as_deref()),
             began,
+            _owned: owned,
         });
         if let (Some(syncer), Fsync::Interval(every)) = (syncer.clone(), fsync) {
             tokio::spawn(sync_regularly(shared.clone(), syncer, every));

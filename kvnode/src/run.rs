@@ -14,6 +14,8 @@ use crate::core::settings::Settings;
 use crate::http::{Front, accept};
 use crate::node::{NodeHandle, NodeParts};
 use crate::storage::Store;
+use crate::storage::dir::DataDir;
+use crate::storage::durable::DurableStore;
 use crate::storage::memory::MemoryStore;
 use crate::wire::ident::Incarnation;
 
@@ -84,9 +86,17 @@ async fn start_and_serve(config: &Config) -> Result<ExitCode, String> {
 
 /// Opens the store and starts the protocol on it. `Err`: the data directory can't be used.
 fn start_node(config: &Config) -> Result<NodeHandle, String> {
-    let store: Box<dyn Store> = Box::new(MemoryStore::new());
-    let parts =
-        NodeParts { settings: settings(config)?, store, fsync: config.fsync, secret: config.cluster_secret.clone() };
+    let (store, owned): (Box<dyn Store>, Option<DataDir>) = match &config.data_dir {
+        None => (Box::new(MemoryStore::new()), None),
+        Some(path) => {
+            let owned = DataDir::open(path, &config.socket_address)?;
+            let opened = DurableStore::open_or_set_aside(path);
+            let (store, _) = opened.map_err(|error| format!("DATA_DIR (--data-dir) {}: {error}", path.display()))?;
+            (Box::new(store), Some(owned))
+        }
+    };
+    let secret = config.cluster_secret.clone();
+    let parts = NodeParts { settings: settings(config)?, store, owned, fsync: config.fsync, secret };
     NodeHandle::start(parts).map_err(|error| error.to_string())
 }
 

@@ -242,7 +242,6 @@ impl Core {
         dropped: Vec<(Key, Dot)>,
         rest: Option<(Slot, Option<Key>)>,
     ) -> Result<()> {
-        let keep_deleted = self.settings.broken(Mutant::RepairKeepsDeleted);
         let Some(repair) = self.current_repair(from, id).filter(|repair| repair.round == round) else {
             return Ok(());
         };
@@ -252,7 +251,7 @@ impl Core {
         for (key, version) in entries {
             replica.install(&mut *self.store, &key, version)?;
         }
-        for (key, dot) in dropped.into_iter().filter(|_| !keep_deleted) {
+        for (key, dot) in dropped {
             let present = self.store.get(Slot::of(&key), &key)?;
             if let Some(version) = present.filter(|version| version.dot == dot) {
                 replica.discard(&mut *self.store, &key, &version);

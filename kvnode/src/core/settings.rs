@@ -69,8 +69,6 @@ pub enum Mutant {
     RepairVectorFirst,
     /// Tombstones are dropped at once.
     TombstoneDroppedEarly,
-    /// A repair does not delete what its source has deleted and forgotten.
-    RepairKeepsDeleted,
     /// A restarted node goes on under its old origin from what it still has.
     LifeReused,
 }

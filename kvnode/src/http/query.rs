@@ -26,9 +26,9 @@ pub fn list(query: &str) -> Result<Op, Refusal> {
     for pair in query.split('&') {
         let (name, raw) = pair.split_once('=').unwrap_or((pair, ""));
         match name {
-            "prefix" => prefix = decoded(raw)?,
+            "prefix" => prefix = decoded(raw, "prefix is not UTF-8")?,
             "limit" => limit = page_size(raw)?,
-            "cursor" => after = position(raw)?,
+            "cursor" => after = position(&decoded(raw, "cursor was not made by this store")?)?,
             _ => {}
         }
     }
@@ -36,10 +36,10 @@ pub fn list(query: &str) -> Result<Op, Refusal> {
 }
 
 /// Form-encoded, as every client library writes a query: `+` is a space.
-fn decoded(raw: &str) -> Result<String, Refusal> {
+fn decoded(raw: &str, what: &'static str) -> Result<String, Refusal> {
     let spaced = raw.replace('+', " ");
     let text = percent_decode_str(&spaced).decode_utf8();
-    Ok(text.map_err(|_| Refusal::BadQuery("prefix is not UTF-8"))?.into_owned())
+    Ok(text.map_err(|_| Refusal::BadQuery(what))?.into_owned())
 }
 
 fn page_size(raw: &str) -> Result<u32, Refusal> {

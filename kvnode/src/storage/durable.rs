@@ -1,1 +1,339 @@
-//! The durable engine.
+//! The durable engine: fjall, a log-structured merge tree in pure Rust. Data may outgrow memory.
+//!
+//! Three keyspaces:
+//! - `versions`: slot (2 bytes, big-endian) and the key's UTF-8 → format byte 1 and postcard of the [`Version`]. A slot is a
+//!   range of keys.
+//! - `keys`: the key's UTF-8 → its slot. The order for listings; written only when a key appears or disappears.
+//! - `facts`: a name → its bytes. One of them is the number of the batch that wrote last.
+//!
+//! A crash of the process loses nothing committed: every commit is one journal entry, handed to the operating system. A loss
+//! of power may tear the journal's tail off, and fjall then goes on from the last whole batch. But it would do the same for
+//! an entry that was damaged later, in the middle, and silently drop acknowledged batches behind it. So after each sync the
+//! number of the last synced batch goes to the file `synced`: a store that comes back with less has been damaged. It is set
+//! aside, never deleted, and the node is filled by its peers.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+
+use super::{Fact, Result, Store, StoreError, Syncer, Version};
+use crate::wire::ident::{Key, Slot};
+
+/// Block cache. Small, for a container with a few hundred MiB.
+const CACHE_BYTES: u64 = 32 << 20;
+/// Journals that wait for their data to reach tables.
+const JOURNAL_BYTES: u64 = 128 << 20;
+const FORMAT: u8 = 1;
+const BATCH: &str = "batch";
+
+/// Staged changes; `None`: removed.
+type Staged = BTreeMap<Key, (Slot, Option<Version>)>;
+
+pub struct DurableStore {
+    db: Database,
+    versions: Keyspace,
+    keys: Keyspace,
+    facts: Keyspace,
+    staged: Staged,
+    staged_facts: BTreeMap<&'static str, Vec<u8>>,
+    syncer: Arc<FjallSyncer>,
+}
+
+struct FjallSyncer {
+    db: Database,
+    /// Number of the last committed batch.
+    committed: AtomicU64,
+    /// The file `synced`, and the number in it.
+    synced: Mutex<(PathBuf, u64)>,
+}
+
+fn io_error(error: &std::io::Error) -> StoreError {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::Full(error.to_string()),
+        ErrorKind::InvalidData | ErrorKind::UnexpectedEof => StoreError::Damaged(error.to_string()),
+        _ => StoreError::Io(error.to_string()),
+    }
+}
+
+impl From<fjall::Error> for StoreError {
+    fn from(error: fjall::Error) -> Self {
+        match &error {
+            fjall::Error::Io(io) | fjall::Error::Storage(fjall::LsmError::Io(io)) => io_error(io),
+            fjall::Error::Poisoned | fjall::Error::Locked | fjall::Error::KeyspaceDeleted => {
+                Self::Io(error.to_string())
+            }
+            _ => Self::Damaged(error.to_string()),
+        }
+    }
+}
+
+fn version_key(slot: Slot, key: &str) -> Vec<u8> {
+    [&slot.0.to_be_bytes(), key.as_bytes()].concat()
+}
+
+fn encode(version: &Version) -> Vec<u8> {
+    postcard::to_extend(version, vec![FORMAT]).expect("a version holds nothing that postcard refuses")
+}
+
+fn decode(bytes: &[u8]) -> Result<Version> {
+    match bytes.split_first() {
+        Some((&FORMAT, body)) => postcard::from_bytes(body).map_err(|error| StoreError::Damaged(error.to_string())),
+        other => Err(StoreError::Damaged(format!("a version of format {:?}", other.map(|(format, _)| format)))),
+    }
+}
+
+fn decode_key(bytes: &[u8]) -> Result<Key> {
+    std::str::from_utf8(bytes).map(Key::from).map_err(|_| StoreError::Damaged("a key that is no UTF-8".into()))
+}
+
+fn decode_slot(bytes: &[u8]) -> Result<Slot> {
+    let slot = bytes.try_into().map(u16::from_be_bytes);
+    slot.map(Slot).map_err(|_| StoreError::Damaged("a slot that is not two bytes".into()))
+}
+
+impl DurableStore {
+    /// Opens the store in `dir`, or makes an empty one.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if what was synced is not all there.
+    pub fn open(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).map_err(|error| io_error(&error))?;
+        let db = Database::builder(dir.join("fjall"))
+            .cache_size(CACHE_BYTES)
+            .max_journaling_size(JOURNAL_BYTES)
+            .worker_threads(1)
+            // Commits say themselves when the journal is handed to the operating system.
+            .manual_journal_persist(true)
+            .open()?;
+        let keyspace = |name| db.keyspace(name, KeyspaceCreateOptions::default);
+        let (versions, keys, facts) = (keyspace("versions")?, keyspace("keys")?, keyspace("facts")?);
+        let recovered = facts.get(BATCH)?.map_or(Ok(0), |bytes| decode_number(&bytes))?;
+        let path = dir.join("synced");
+        let synced = match fs::read(&path) {
+            Ok(bytes) => decode_number(&bytes)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => 0,
+            Err(error) => return Err(io_error(&error)),
+        };
+        if recovered < synced {
+            return Err(StoreError::Damaged(format!("it ends at batch {recovered}, but {synced} were on the disk")));
+        }
+        let syncer =
+            FjallSyncer { db: db.clone(), committed: AtomicU64::new(recovered), synced: Mutex::new((path, synced)) };
+        let (staged, staged_facts) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Self { db, versions, keys, facts, staged, staged_facts, syncer: Arc::new(syncer) })
+    }
+
+    /// Opens the store in `dir`. A damaged one is set aside, and an empty one takes its place; then where the damaged one is
+    /// now is told, too.
+    ///
+    /// # Errors
+    /// If the folder can't be used.
+    pub fn open_or_set_aside(dir: &Path) -> Result<(Self, Option<PathBuf>)> {
+        let opened = Self::open(dir).and_then(|store| {
+            // Every version is read once at start anyway; damage is better found here than later.
+            store.scan(&mut |_, _, _| {}).map(|()| store)
+        });
+        match opened {
+            Ok(store) => Ok((store, None)),
+            Err(StoreError::Damaged(what)) => {
+                let aside = set_aside(dir)?;
+                tracing::warn!("{what}: set aside as {}; this node is filled by its peers", aside.display());
+                Ok((Self::open(dir)?, Some(aside)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn staged_in<'a>(
+        &'a self,
+        after: Option<&Key>,
+        belongs: impl Fn(Slot, &Key) -> bool + 'a,
+    ) -> BTreeMap<Key, Option<Version>> {
+        let start = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.clone()));
+        let staged = self.staged.range((start, Bound::Unbounded)).filter(|(key, (slot, _))| belongs(*slot, key));
+        staged.map(|(key, (_, version))| (key.clone(), version.clone())).collect()
+    }
+}
+
+fn decode_number(bytes: &[u8]) -> Result<u64> {
+    let number = bytes.try_into().map(u64::from_be_bytes);
+    number.map_err(|_| StoreError::Damaged("a number that is not eight bytes".into()))
+}
+
+/// Renames what is in `dir` so that nothing reads it and nothing is lost.
+fn set_aside(dir: &Path) -> Result<PathBuf> {
+    let free = |n: &u32| !dir.join(format!("damaged-{n}")).exists();
+    let number = (1..=u32::MAX).find(free).ok_or_else(|| StoreError::Io("no free name to set data aside".into()))?;
+    let aside = dir.join(format!("damaged-{number}"));
+    fs::create_dir(&aside).map_err(|error| io_error(&error))?;
+    for name in ["fjall", "synced"] {
+        match fs::rename(dir.join(name), aside.join(name)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(io_error(&error)),
+            _ => {}
+        }
+    }
+    Ok(aside)
+}
+
+/// Takes up to `limit` of what is stored, in order, with the staged changes over it.
+fn overlay(
+    stored: impl Iterator<Item = Result<(Key, Version)>>,
+    mut staged: BTreeMap<Key, Option<Version>>,
+    limit: usize,
+) -> Result<Vec<(Key, Version)>> {
+    let mut all = Vec::new();
+    for entry in stored {
+        let (key, version) = entry?;
+        while let Some(first) = staged.first_entry().filter(|first| *first.key() < key) {
+            let (key, version) = first.remove_entry();
+            all.extend(version.map(|version| (key, version)));
+        }
+        match staged.remove(&key) {
+            Some(changed) => all.extend(changed.map(|version| (key, version))),
+            None => all.push((key, version)),
+        }
+        if all.len() >= limit {
+            all.truncate(limit);
+            return Ok(all);
+        }
+    }
+    all.extend(staged.into_iter().filter_map(|(key, version)| Some((key, version?))));
+    all.truncate(limit);
+    Ok(all)
+}
+
+impl Store for DurableStore {
+    fn get(&self, slot: Slot, key: &Key) -> Result<Option<Version>> {
+        if let Some((_, staged)) = self.staged.get(key) {
+            return Ok(staged.clone());
+        }
+        let stored = self.versions.get(version_key(slot, key))?;
+        stored.map(|bytes| decode(&bytes)).transpose()
+    }
+
+    fn put(&mut self, slot: Slot, key: &Key, version: Version) {
+        self.staged.insert(key.clone(), (slot, Some(version)));
+    }
+
+    fn remove(&mut self, slot: Slot, key: &Key) {
+        self.staged.insert(key.clone(), (slot, None));
+    }
+
+    fn fact(&self, name: Fact) -> Result<Option<Vec<u8>>> {
+        if let Some(staged) = self.staged_facts.get(name.0) {
+            return Ok(Some(staged.clone()));
+        }
+        Ok(self.facts.get(name.0)?.map(|bytes| bytes.to_vec()))
+    }
+
+    fn set_fact(&mut self, name: Fact, value: Vec<u8>) {
+        self.staged_facts.insert(name.0, value);
+    }
+
+    fn slot(&self, slot: Slot, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>> {
+        let start = match after {
+            Some(key) => Bound::Excluded(version_key(slot, key)),
+            None => Bound::Included(version_key(slot, "")),
+        };
+        let end = slot.0.checked_add(1).map_or(Bound::Unbounded, |next| Bound::Excluded(version_key(Slot(next), "")));
+        let stored = self.versions.range((start, end)).map(|entry| {
+            let (key, bytes) = entry.into_inner()?;
+            Ok((decode_key(key.get(2..).unwrap_or_default())?, decode(&bytes)?))
+        });
+        overlay(stored, self.staged_in(after, move |in_slot, _| in_slot == slot), limit)
+    }
+
+    fn keys(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>> {
+        let start = match after {
+            Some(after) if after.as_ref() >= prefix => Bound::Excluded(after.as_bytes().to_vec()),
+            _ => Bound::Included(prefix.as_bytes().to_vec()),
+        };
+        let range = self.keys.range::<Vec<u8>, _>((start, Bound::Unbounded)).map(|entry| -> Result<_> {
+            let (key, slot) = entry.into_inner()?;
+            Ok((decode_key(&key)?, decode_slot(&slot)?))
+        });
+        let within = range.take_while(|entry| entry.as_ref().map_or(true, |(key, _)| key.starts_with(prefix)));
+        let stored = within.map(|entry| {
+            let (key, slot) = entry?;
+            let bytes = self.versions.get(version_key(slot, &key))?;
+            let bytes = bytes.ok_or_else(|| StoreError::Damaged("a listed key without a version".into()))?;
+            Ok((key, decode(&bytes)?))
+        });
+        let staged = self.staged_in(after, |_, key| key.starts_with(prefix));
+        overlay(stored, staged, limit)
+    }
+
+    fn scan(&self, visit: &mut dyn FnMut(Slot, &Key, &Version)) -> Result<()> {
+        for entry in self.versions.iter() {
+            let (key, bytes) = entry.into_inner()?;
+            let (slot, key) = key.split_at_checked(2).ok_or_else(|| StoreError::Damaged("a short key".into()))?;
+            visit(decode_slot(slot)?, &decode_key(key)?, &decode(&bytes)?);
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        if self.staged.is_empty() && self.staged_facts.is_empty() {
+            return Ok(());
+        }
+        let number = self.syncer.committed.load(Ordering::Relaxed) + 1;
+        let mut batch = self.db.batch().durability(Some(PersistMode::Buffer));
+        for (key, (slot, version)) in std::mem::take(&mut self.staged) {
+            let place = version_key(slot, &key);
+            let known = self.versions.contains_key(&place)?;
+            match version {
+                Some(version) => {
+                    if !known {
+                        batch.insert(&self.keys, key.as_bytes(), slot.0.to_be_bytes());
+                    }
+                    batch.insert(&self.versions, place, encode(&version));
+                }
+                None if known => {
+                    batch.remove(&self.versions, place);
+                    batch.remove(&self.keys, key.as_bytes());
+                }
+                None => {}
+            }
+        }
+        for (name, value) in std::mem::take(&mut self.staged_facts) {
+            batch.insert(&self.facts, name, value);
+        }
+        batch.insert(&self.facts, BATCH, number.to_be_bytes());
+        batch.commit()?;
+        self.syncer.committed.store(number, Ordering::Release);
+        Ok(())
+    }
+
+    fn syncer(&self) -> Option<Arc<dyn Syncer>> {
+        Some(self.syncer.clone())
+    }
+}
+
+impl Syncer for FjallSyncer {
+    fn sync(&self) -> Result<()> {
+        let number = self.committed.load(Ordering::Acquire);
+        self.db.persist(PersistMode::SyncData)?;
+        let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        if synced.1 < number {
+            write_number(&synced.0, number).map_err(|error| io_error(&error))?;
+            synced.1 = number;
+        }
+        Ok(())
+    }
+}
+
+/// Replaces the number in a file. It need not survive a loss of power: an older number only notices less.
+fn write_number(path: &Path, number: u64) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    fs::File::create(&new)?.write_all(&number.to_be_bytes())?;
+    fs::rename(new, path)
+}
+
+#[cfg(test)]
+mod tests;

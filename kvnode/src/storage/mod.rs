@@ -94,5 +94,6 @@ pub trait Store: Send {
     fn syncer(&self) -> Option<std::sync::Arc<dyn Syncer>>;
 }
 
+pub mod dir;
 pub mod durable;
 pub mod memory;

@@ -8,6 +8,8 @@ mod schedule;
 mod store;
 mod world;
 
+use kvnode::core::settings::Mutant;
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -47,4 +49,38 @@ fn the_same_seed_gives_the_same_run() {
         let trace = || schedule::run(seed, None).map(|outcome| outcome.trace);
         assert_eq!(trace(), trace());
     }
+}
+
+/// Every mechanism that a fixed layout can show, broken on purpose, must turn the judge red within so many seeds.
+const MUTANT_SEEDS: u64 = 400;
+
+const MUTANTS: [Mutant; 14] = [
+    Mutant::ReadUnchecked,
+    Mutant::WriteUnchecked,
+    Mutant::DepsDropped,
+    Mutant::OriginOrder,
+    Mutant::WallClockWins,
+    Mutant::StampFromSelf,
+    Mutant::StableFromReceived,
+    Mutant::FillingLeftOutOfStable,
+    Mutant::UnknownIsRetired,
+    Mutant::ForwardTwice,
+    Mutant::ServeUnfilled,
+    Mutant::RepairVectorFirst,
+    Mutant::TombstoneDroppedEarly,
+    Mutant::LifeReused,
+];
+
+#[test]
+fn every_mutant_is_caught() {
+    let mut survivors = Vec::new();
+    for mutant in MUTANTS {
+        match (0..MUTANT_SEEDS).find_map(|seed| Some((seed, schedule::run(seed, Some(mutant)).err()?))) {
+            Some((seed, offence)) => {
+                println!("{mutant:?}: seed {seed}: {}", offence.chars().take(160).collect::<String>())
+            }
+            None => survivors.push(mutant),
+        }
+    }
+    assert!(survivors.is_empty(), "not caught within {MUTANT_SEEDS} seeds: {survivors:?}");
 }

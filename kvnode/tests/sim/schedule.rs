@@ -294,6 +294,15 @@ impl Run {
         }
     }
 
+    /// Cuts a node off from all others.
+    fn isolate(&mut self, node: usize) {
+        let cut = Weather { cut: true, ..Weather::FAIR };
+        for other in (0..NODES).filter(|&other| other != node) {
+            self.world.weather.insert((node, other), cut);
+            self.world.weather.insert((other, node), cut);
+        }
+    }
+
     fn take_down(&mut self) {
         let node = self.rng().below(NODES as u64) as usize;
         if !self.world.is_up(node) {
@@ -312,6 +321,10 @@ impl Run {
             }
         } else if self.faults.power && how == 1 {
             self.world.lose_power(node);
+            // What it lost matters most to clients that reach it before its peers do.
+            if self.rng().percent(50) {
+                self.isolate(node);
+            }
         } else {
             self.world.kill(node);
         }

@@ -20,7 +20,8 @@ use crate::store::Disk;
 const WALL_BASE_MS: u64 = 1_900_000_000_000;
 /// How long a sender waits for the answer to a batch.
 const ANSWER_TIMEOUT_MS: u64 = 600;
-const SYNC_EVERY_MS: u64 = 200;
+/// How often a node syncs; rarely in some runs, so that a loss of power takes much.
+const SYNC_EVERY_MS: [u64; 3] = [200, 200, 1_500];
 
 /// What the network does to messages between two nodes, in one direction.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +73,7 @@ pub struct World {
     shard_count: u32,
     log_weight_max: usize,
     mutant: Option<Mutant>,
+    sync_every_ms: u64,
     /// Everything that happened, in order: equal for equal seeds.
     pub trace: u64,
     pub said: Vec<String>,
@@ -109,6 +111,7 @@ impl World {
             shard_count,
             log_weight_max,
             mutant,
+            sync_every_ms: SYNC_EVERY_MS[(seed / 10 % 3) as usize],
             trace: 0,
             said: Vec::new(),
             held: BTreeMap::new(),
@@ -160,7 +163,7 @@ impl World {
         let life = self.nodes[node].life;
         let jitter = self.rng.below(TICK_MS);
         self.later(jitter, Step::Tick { node, life });
-        self.later(SYNC_EVERY_MS, Step::SyncStart { node, life });
+        self.later(self.sync_every_ms, Step::SyncStart { node, life });
     }
 
     /// The process dies; committed data stays.
@@ -178,7 +181,7 @@ impl World {
     /// The machine dies: a part of what was not synced is gone too.
     pub fn lose_power(&mut self, node: usize) {
         self.kill(node);
-        self.forget_held(node, self.now_ms.saturating_sub(2 * SYNC_EVERY_MS));
+        self.forget_held(node, self.now_ms.saturating_sub(2 * self.sync_every_ms));
         let unsynced = self.nodes[node].disk.lock().unsynced() as u64;
         let lost = self.rng.between(0, unsynced) as usize;
         self.nodes[node].disk.lock().crash(lost);
@@ -258,7 +261,7 @@ impl World {
         let batches = self.nodes[node].disk.lock().unsynced();
         let takes = self.rng.between(1, 40);
         self.later(takes, Step::SyncEnd { node, life, mark, batches });
-        self.later(SYNC_EVERY_MS, Step::SyncStart { node, life });
+        self.later(self.sync_every_ms, Step::SyncStart { node, life });
     }
 
     /// A batch reaches its receiver, if that is there.

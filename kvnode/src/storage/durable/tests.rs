@@ -1,0 +1,135 @@
+use bytes::Bytes;
+
+use super::*;
+use crate::core::causal::Vector;
+use crate::core::clock::Stamp;
+use crate::storage::memory::MemoryStore;
+use crate::wire::ident::{Dot, Epoch, Incarnation, NodeId, Origin};
+
+fn version(number: u64) -> Version {
+    let origin = Origin { node: NodeId(1), epoch: Epoch(1), incarnation: Incarnation(7) };
+    let value = (!number.is_multiple_of(5)).then(|| Bytes::from(number.to_string()));
+    Version { stamp: Stamp(number), dot: Dot { origin, seq: number }, value, deps: Vector::new() }
+}
+
+fn key(number: u64) -> Key {
+    format!("key-{number}").as_str().into()
+}
+
+/// SplitMix64.
+fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    (z ^ (z >> 27)) % 1_000_003
+}
+
+fn change(store: &mut dyn Store, random: u64, step: u64) {
+    let key = key(random % 60);
+    match random / 60 % 4 {
+        0 => store.remove(Slot::of(&key), &key),
+        1 => store.set_fact(Fact("fact"), step.to_be_bytes().to_vec()),
+        _ => store.put(Slot::of(&key), &key, version(step)),
+    }
+}
+
+fn everything(store: &dyn Store, random: u64) -> impl PartialEq + std::fmt::Debug + use<> {
+    let some = key(random % 60);
+    let (slot, limit) = (Slot::of(&some), 1 + random as usize % 7);
+    (
+        store.get(slot, &some).unwrap(),
+        store.slot(slot, None, limit).unwrap(),
+        store.keys("key-", Some(&some), limit).unwrap(),
+        store.keys("key-1", None, usize::MAX).unwrap(),
+        store.fact(Fact("fact")).unwrap(),
+    )
+}
+
+#[test]
+fn answers_as_the_engine_in_memory_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut durable = DurableStore::open(folder.path()).unwrap();
+    let mut memory = MemoryStore::new();
+    let mut state = 1;
+    for step in 1..3_000 {
+        let random = next(&mut state);
+        change(&mut durable, random, step);
+        change(&mut memory, random, step);
+        if random.is_multiple_of(7) {
+            durable.commit().unwrap();
+            memory.commit().unwrap();
+        }
+        if random.is_multiple_of(500) {
+            durable.commit().unwrap();
+            drop(durable);
+            durable = DurableStore::open(folder.path()).unwrap();
+        }
+        assert_eq!(everything(&durable, random), everything(&memory, random), "step {step}");
+    }
+}
+
+/// Commits versions 1 to `count`, one batch each.
+fn filled(folder: &Path, count: u64) -> DurableStore {
+    let mut store = DurableStore::open(folder).unwrap();
+    for number in 1..=count {
+        store.put(Slot::of(&key(number)), &key(number), version(number));
+        store.commit().unwrap();
+    }
+    store
+}
+
+fn journal(folder: &Path) -> PathBuf {
+    let files = fs::read_dir(folder.join("fjall")).unwrap().map(|entry| entry.unwrap().path());
+    let mut journals: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|end| end == "jnl")).collect();
+    journals.sort();
+    journals.pop().expect("fjall keeps its journal beside its keyspaces")
+}
+
+/// What a crash would leave on the disk: a copy made while the store is open.
+fn copy_of(from: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    let done = std::process::Command::new("cp").arg("-a").arg(from.join(".")).arg(to.path()).status().unwrap();
+    assert!(done.success());
+    to
+}
+
+fn newest(store: &DurableStore) -> u64 {
+    let mut newest = 0;
+    store.scan(&mut |_, _, version| newest = newest.max(version.dot.seq)).unwrap();
+    newest
+}
+
+/// Bytes of the journal before which there are only zeroes.
+fn used(bytes: &[u8]) -> usize {
+    bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1)
+}
+
+#[test]
+fn a_torn_tail_costs_only_the_tail() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = filled(folder.path(), 200);
+    let crashed = copy_of(folder.path());
+    drop(store);
+    let path = journal(crashed.path());
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..used(&bytes) - 40]).unwrap();
+    let (store, aside) = DurableStore::open_or_set_aside(crashed.path()).unwrap();
+    assert_eq!(aside, None);
+    assert!((195..200).contains(&newest(&store)), "{}", newest(&store));
+}
+
+#[test]
+fn damage_before_what_was_synced_is_not_taken_for_a_torn_tail() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = filled(folder.path(), 200);
+    store.syncer().unwrap().sync().unwrap();
+    let crashed = copy_of(folder.path());
+    drop(store);
+    let path = journal(crashed.path());
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = used(&bytes) / 2;
+    bytes[middle] ^= 0x10;
+    fs::write(&path, &bytes).unwrap();
+    let (store, aside) = DurableStore::open_or_set_aside(crashed.path()).unwrap();
+    assert!(aside.is_some_and(|aside| aside.join("fjall").is_dir()), "set aside, not deleted");
+    assert_eq!(newest(&store), 0, "and an empty store takes its place");
+}
