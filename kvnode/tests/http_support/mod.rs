@@ -3,8 +3,9 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 /// No step of any test takes longer, however busy the machine is.
@@ -23,10 +24,13 @@ pub fn kvnode(arguments: &[&str]) -> Command {
     command
 }
 
-/// An address of this host that nobody listens at.
+/// An address of this host that nobody listens at: a loopback address of its own, by process and count. (A port that the
+/// system gives for a moment may be given to the next test at the same time.)
 pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.7.0.1:0").expect("a port is free");
-    listener.local_addr().expect("it is bound")
+    static COUNT: AtomicU8 = AtomicU8::new(1);
+    let (pid, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let third = u8::try_from(pid % 250).expect("below 250");
+    SocketAddr::from(([127, 7, third, count], 8_090))
 }
 
 impl Node {
