@@ -284,21 +284,22 @@ impl Loop {
             }
             (std::mem::take(&mut inbox.events), std::mem::take(&mut inbox.batches))
         };
-        let senders = self.handle(events, batches, tick)?;
-        if let Some(syncer) = self.syncer.clone() {
+        let (senders, changed) = self.handle(events, batches, tick)?;
+        if let Some(syncer) = self.syncer.clone().filter(|_| changed) {
             self.sync(syncer).await?;
         }
         self.act(senders);
         Ok(())
     }
 
-    /// The synchronous part of a turn: handle and commit. Gives the peers that wait for an answer.
+    /// The synchronous part of a turn: handle and commit. Gives the peers that wait for an answer, and whether anything
+    /// changed.
     fn handle(
         &mut self,
         events: Vec<Event>,
         batches: Vec<(Batch, oneshot::Sender<Batch>)>,
         tick: bool,
-    ) -> Result<Vec<(Addr, oneshot::Sender<Batch>)>> {
+    ) -> Result<(Vec<(Addr, oneshot::Sender<Batch>)>, bool)> {
         let at = now(self.shared.began);
         let mut core = lock(&self.shared.core);
         for event in events {
@@ -312,8 +313,8 @@ impl Loop {
         if tick {
             core.handle(at, Event::Tick)?;
         }
-        core.commit()?;
-        Ok(senders)
+        let changed = core.commit()?;
+        Ok((senders, changed))
     }
 
     async fn sync(&self, syncer: Arc<dyn Syncer>) -> Result<()> {

@@ -353,13 +353,25 @@ impl Core {
     /// The next batch to a peer; `None` if there is nothing to say. Call it only between turns.
     pub fn next_batch(&mut self, now: Now, addr: &Addr) -> Option<Batch> {
         self.now.mono_ms = self.now.mono_ms.max(now.mono_ms);
-        self.wants(addr).then(|| self.answer_batch(now, addr))
+        if !self.wants(addr) {
+            return None;
+        }
+        let (mut messages, weight) = self.take_messages(addr);
+        if weight < BATCH_WEIGHT_MAX {
+            messages.extend(self.take_writes_for(addr, BATCH_WEIGHT_MAX - weight));
+        }
+        Some(self.batch_of(addr, messages))
     }
 
-    /// What to answer a batch with: the next batch, even if it is empty.
+    /// What to answer a batch with: whatever waits for its sender, even nothing. Never our own writes: a link carries one
+    /// batch at a time and keeps them in order, and an answer would overtake it.
     pub fn answer_batch(&mut self, now: Now, addr: &Addr) -> Batch {
         self.now.mono_ms = self.now.mono_ms.max(now.mono_ms);
-        let messages = self.take_messages(addr);
+        let (messages, _) = self.take_messages(addr);
+        self.batch_of(addr, messages)
+    }
+
+    fn batch_of(&mut self, addr: &Addr, messages: Vec<Message>) -> Batch {
         let now_ms = self.now.mono_ms.max(1);
         let (mut to_life, mut echo_ms) = (None, 0);
         if let Some(peer) = self.peers.get_mut(addr) {
@@ -376,8 +388,9 @@ impl Core {
         }
     }
 
-    fn take_messages(&mut self, addr: &Addr) -> Vec<Message> {
-        let Some(peer) = self.peers.get_mut(addr) else { return vec![Message::Stranger] };
+    /// What is queued for a peer, up to a batch's limit, and its weight.
+    fn take_messages(&mut self, addr: &Addr) -> (Vec<Message>, usize) {
+        let Some(peer) = self.peers.get_mut(addr) else { return (vec![Message::Stranger], 0) };
         let mut messages = Vec::new();
         let mut weight = 0;
         while weight < BATCH_WEIGHT_MAX
@@ -387,10 +400,7 @@ impl Core {
             weight += message.weight();
             messages.push(message);
         }
-        if weight < BATCH_WEIGHT_MAX {
-            messages.extend(self.take_writes_for(addr, BATCH_WEIGHT_MAX - weight));
-        }
-        messages
+        (messages, weight)
     }
 }
 

@@ -265,7 +265,9 @@ impl Core {
     ///
     /// # Errors
     /// If the store failed: the effects of the turn must be dropped, and the core with them.
-    pub fn commit(&mut self) -> Result<()> {
+    ///
+    /// Tells whether anything was committed.
+    pub fn commit(&mut self) -> Result<bool> {
         if self.replica_changed
             && let Some(replica) = &self.replica
         {
@@ -279,14 +281,14 @@ impl Core {
             self.store.set_fact(FACT_REPLICA, encode_fact(&fact));
             self.replica_changed = false;
         }
-        self.store.commit()?;
+        let changed = self.store.commit()?;
         let received = self.settings.broken(Mutant::StableFromReceived);
         if (self.settings.durable_at_commit || received)
             && let Some(replica) = self.replica.as_mut()
         {
             replica.durable = replica.applied.clone();
         }
-        Ok(())
+        Ok(changed)
     }
 
     /// The effects since the last call, in order.

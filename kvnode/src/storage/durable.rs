@@ -278,9 +278,9 @@ impl Store for DurableStore {
         Ok(())
     }
 
-    fn commit(&mut self) -> Result<()> {
+    fn commit(&mut self) -> Result<bool> {
         if self.staged.is_empty() && self.staged_facts.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let number = self.syncer.committed.load(Ordering::Relaxed) + 1;
         let mut batch = self.db.batch().durability(Some(PersistMode::Buffer));
@@ -307,7 +307,7 @@ impl Store for DurableStore {
         batch.insert(&self.facts, BATCH, number.to_be_bytes());
         batch.commit()?;
         self.syncer.committed.store(number, Ordering::Release);
-        Ok(())
+        Ok(true)
     }
 
     fn syncer(&self) -> Option<Arc<dyn Syncer>> {

@@ -19,6 +19,7 @@ pub struct MemoryStore {
     facts: BTreeMap<Fact, Vec<u8>>,
     /// How to take back what was staged since the last commit.
     staged: Vec<Undo>,
+    changed: bool,
     /// The same per committed batch that was not synced, oldest first; `None` where no crash is modelled.
     unsynced: Option<VecDeque<Vec<Undo>>>,
 }
@@ -98,8 +99,9 @@ impl MemoryStore {
         self.versions.remove(key)
     }
 
-    /// Remembers how to take a change back; only a store that models crashes ever does.
+    /// Notes a change, and, in a store that models crashes, how to take it back.
     fn remember(&mut self, undo: impl FnOnce() -> Undo) {
+        self.changed = true;
         if self.unsynced.is_some() {
             self.staged.push(undo());
         }
@@ -155,12 +157,13 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    fn commit(&mut self) -> Result<()> {
+    fn commit(&mut self) -> Result<bool> {
+        let changed = std::mem::take(&mut self.changed);
         let staged = std::mem::take(&mut self.staged);
         if let Some(unsynced) = self.unsynced.as_mut().filter(|_| !staged.is_empty()) {
             unsynced.push_back(staged);
         }
-        Ok(())
+        Ok(changed)
     }
 
     fn syncer(&self) -> Option<Arc<dyn Syncer>> {

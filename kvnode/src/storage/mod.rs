@@ -87,8 +87,8 @@ pub trait Store: Send {
     fn scan(&self, visit: &mut dyn FnMut(Slot, &Key, &Version)) -> Result<()>;
 
     /// Hands all staged changes to the operating system as one atomic batch; with nothing staged it does nothing.
-    /// After an error nothing of the batch is visible.
-    fn commit(&mut self) -> Result<()>;
+    /// Whether there was anything. After an error the store must not be used any more.
+    fn commit(&mut self) -> Result<bool>;
 
     /// `None` where there is nothing to sync: data in memory lives and dies with the process.
     fn syncer(&self) -> Option<std::sync::Arc<dyn Syncer>>;

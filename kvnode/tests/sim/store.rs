@@ -52,7 +52,7 @@ impl Store for Disk {
         self.lock().scan(visit)
     }
 
-    fn commit(&mut self) -> Result<()> {
+    fn commit(&mut self) -> Result<bool> {
         self.lock().commit()
     }
 
