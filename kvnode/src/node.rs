@@ -238,6 +238,9 @@ fn fail(shared: &Shared, error: &StoreError) {
     shared.failure.send_replace(Some(error.to_string()));
 }
 
+/// Peers that wait for the answer to their batch.
+type PeersWaiting = Vec<(Addr, oneshot::Sender<Batch>)>;
+
 /// The loop's own state.
 struct Loop {
     shared: Arc<Shared>,
@@ -299,7 +302,7 @@ impl Loop {
         events: Vec<Event>,
         batches: Vec<(Batch, oneshot::Sender<Batch>)>,
         tick: bool,
-    ) -> Result<(Vec<(Addr, oneshot::Sender<Batch>)>, bool)> {
+    ) -> Result<(PeersWaiting, bool)> {
         let at = now(self.shared.began);
         let mut core = lock(&self.shared.core);
         for event in events {
@@ -326,7 +329,7 @@ impl Loop {
     }
 
     /// Sends the answers and messages of the turn.
-    fn act(&mut self, senders: Vec<(Addr, oneshot::Sender<Batch>)>) {
+    fn act(&mut self, senders: PeersWaiting) {
         let at = now(self.shared.began);
         let effects = lock(&self.shared.core).take_effects();
         for effect in effects {
