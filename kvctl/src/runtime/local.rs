@@ -160,28 +160,34 @@ impl Cluster {
                 Some(pid) => self.stop(node, pid).await,
             },
             NodeAction::Kill => self.end(node, running.ok_or_else(stopped)?).await,
-            NodeAction::Pause => self.signal(node, running.ok_or_else(stopped)?, Signal::STOP),
-            NodeAction::Unpause => self.signal(node, running.ok_or_else(stopped)?, Signal::CONT),
+            NodeAction::Pause => {
+                self.signal(node, running.ok_or_else(stopped)?, Signal::STOP)?;
+                self.becomes(node, NodeState::Paused).await
+            }
+            NodeAction::Unpause => {
+                self.signal(node, running.ok_or_else(stopped)?, Signal::CONT)?;
+                self.becomes(node, NodeState::Running).await
+            }
         }
     }
 
     async fn stop(&self, node: &NodeSpec, pid: Pid) -> Result<()> {
         self.signal(node, pid, Signal::CONT)?;
         self.signal(node, pid, Signal::TERM)?;
-        self.gone(node).await
+        self.becomes(node, NodeState::Stopped).await
     }
 
     async fn end(&self, node: &NodeSpec, pid: Pid) -> Result<()> {
         self.signal(node, pid, Signal::KILL)?;
-        self.gone(node).await
+        self.becomes(node, NodeState::Stopped).await
     }
 
-    /// Waits until the node's process is no more.
-    async fn gone(&self, node: &NodeSpec) -> Result<()> {
+    /// Waits until a signal has had its effect.
+    async fn becomes(&self, node: &NodeSpec, state: NodeState) -> Result<()> {
         let deadline = Instant::now() + STOP_MAX;
-        while self.pid(node).is_some() {
+        while self.state(node) != state {
             if Instant::now() > deadline {
-                let text = format!("{} did not end within {STOP_MAX:?}", node.name);
+                let text = format!("{} was not {} within {STOP_MAX:?}", node.name, state.name());
                 return Err(Failure::new(Code::TimedOut, text));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -1,0 +1,164 @@
+//! kvctl with real containers. Without an engine each test says that it was skipped; with KV_REQUIRE_DOCKER=1 it fails.
+
+mod support;
+
+use std::net::TcpListener;
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use support::{Cluster, Said, chain, until};
+
+/// One at a time: they share an engine and this machine.
+static ONE: Mutex<()> = Mutex::new(());
+
+/// The turn to use the engine; `None` where there is none.
+fn engine() -> Option<MutexGuard<'static, ()>> {
+    let turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let answers = Command::new("docker").arg("version").output().is_ok_and(|output| output.status.success());
+    if !answers {
+        let required = std::env::var("KV_REQUIRE_DOCKER").is_ok_and(|value| value == "1");
+        assert!(!required, "KV_REQUIRE_DOCKER is set and no Docker engine answers");
+        eprintln!("SKIPPED: no Docker engine answers");
+        return None;
+    }
+    Some(turn)
+}
+
+fn docker(arguments: &[&str]) -> Said {
+    Command::new("docker").args(arguments).output().expect("docker starts").into()
+}
+
+fn docker_ok(arguments: &[&str]) -> String {
+    let said = docker(arguments);
+    assert_eq!(said.code, 0, "docker {arguments:?}: {said:?}");
+    said.out
+}
+
+fn cluster(name: &str, block: u16) -> Cluster {
+    let (subnet, ports) = (format!("10.{}.0.0/16", 180 + block), (18_000 + 20 * block).to_string());
+    Cluster::new(name, &["--runtime", "docker", "--subnet", &subnet, "--ports-from", &ports, "--image", "kvctl-test"])
+}
+
+#[test]
+fn a_chain_of_600_keys_then_with_a_node_killed_and_the_network_cut() {
+    let Some(_turn) = engine() else { return };
+    let cluster = cluster("chain", 1);
+    cluster.up();
+    let endpoints = cluster.endpoints();
+    chain(&endpoints, || endpoints.clone());
+    let before = cluster.status();
+    cluster.up();
+    assert_eq!(cluster.status(), before, "a second up changes nothing");
+
+    // Cut bob off, write on, heal: it has everything again.
+    let (network, bob) = (format!("kv_subnet-{}", cluster.name), format!("{}-bob", cluster.name));
+    docker_ok(&["network", "disconnect", &network, &bob]);
+    for number in 0..20 {
+        cluster.ok(&["put", &format!("cut-{number}"), "1", "--via", "alice"]);
+    }
+    docker_ok(&["network", "connect", "--ip", "10.181.0.3", &network, &bob]);
+    docker_ok(&["restart", &bob]);
+    until("bob is back", || cluster.all_ready());
+    let counts = || -> Vec<serde_json::Value> {
+        let status = cluster.status();
+        (0..3).map(|node| status["nodes"][node]["keys"].clone()).collect()
+    };
+    until("the replicas of s1 have the same keys", || counts().windows(2).all(|pair| pair[0] == pair[1]));
+    for number in 0..20 {
+        assert_eq!(cluster.ok(&["get", &format!("cut-{number}"), "--via", "bob"]), "1\n");
+    }
+}
+
+#[test]
+fn a_chain_with_a_node_killed_half_way_and_repair() {
+    let Some(_turn) = engine() else { return };
+    let cluster = cluster("kill", 2);
+    cluster.up();
+    let endpoints = cluster.endpoints();
+    chain(&endpoints, || {
+        docker_ok(&["kill", &format!("{}-erin", cluster.name)]);
+        let left = |node: &&String| **node != endpoints[4];
+        endpoints.iter().filter(left).cloned().collect()
+    });
+    docker_ok(&["rm", "-f", &format!("{}-carol", cluster.name)]);
+    cluster.up();
+    assert!(cluster.all_ready(), "{}", cluster.status());
+    assert_eq!(cluster.ok(&["get", "chain-599", "--via", "erin"]), "599\n");
+    assert_eq!(cluster.ok(&["get", "chain-0", "--via", "carol"]), "0\n");
+    for (verb, state) in [("pause", "paused"), ("unpause", "running"), ("stop", "stopped"), ("start", "running")] {
+        assert_eq!(cluster.ok(&["node", verb, "dave"]), format!("dave {state}\n"));
+    }
+    assert!(cluster.ok(&["cluster", "logs", "alice"]).contains("serving shard s1"));
+}
+
+#[test]
+fn what_is_in_the_way_is_named_and_nothing_is_left() {
+    let Some(_turn) = engine() else { return };
+    let cluster = cluster("way", 3);
+    let holder = TcpListener::bind("127.0.0.1:18062").expect("a free port");
+    let said = cluster.try_up();
+    let me = format!("process {}", std::process::id());
+    assert!(said.code == 10 && said.err.contains("18062") && said.err.contains(&me), "{said:?}");
+    drop(holder);
+
+    let other = format!("other{}", std::process::id());
+    docker_ok(&["network", "create", "--subnet", "10.183.7.0/24", &other]);
+    let said = cluster.try_up();
+    docker_ok(&["network", "rm", &other]);
+    assert!(said.code == 10 && said.err.contains(&other), "{said:?}");
+    assert_eq!(docker_ok(&["ps", "-aq", "--filter", &format!("label=kvctl.cluster={}", cluster.name)]), "");
+    cluster.up();
+
+    // Another cluster beside the first, first on its ports, then on others.
+    let ports = ["--runtime", "docker", "--subnet", "10.190.0.0/16", "--image", "kvctl-test", "--ports-from"];
+    let clash = Cluster::new("clash", &[&ports[..], &["18065"]].concat());
+    let said = clash.try_up();
+    assert!(said.code == 10 && said.err.contains(&format!("container '{}-", cluster.name)), "{said:?}");
+    let beside = Cluster::new("beside", &[&ports[..], &["18300"]].concat());
+    beside.up();
+    beside.ok(&["put", "x", "2"]);
+    cluster.ok(&["put", "x", "1"]);
+    assert_eq!((beside.ok(&["get", "x"]), cluster.ok(&["get", "x"])), ("2\n".into(), "1\n".into()));
+}
+
+/// Containers and a network made by hand; removed when dropped.
+struct ByHand(String);
+
+impl Drop for ByHand {
+    fn drop(&mut self) {
+        for node in 2..8 {
+            docker(&["rm", "-fv", &format!("{}-{node}", self.0)]);
+        }
+        docker(&["network", "rm", &self.0]);
+    }
+}
+
+#[test]
+fn six_plain_docker_runs_make_the_same_cluster() {
+    let Some(_turn) = engine() else { return };
+    // Makes the image.
+    drop({
+        let cluster = cluster("image", 4);
+        cluster.up();
+        cluster
+    });
+    let made = ByHand(format!("plain{}", std::process::id()));
+    docker_ok(&["network", "create", "--subnet", "10.185.0.0/16", &made.0]);
+    let view: Vec<String> = (2..8).map(|node| format!("10.185.0.{node}:8090")).collect();
+    for node in 2..8 {
+        let (name, ip) = (format!("{}-{node}", made.0), format!("10.185.0.{node}"));
+        let (port, address) = (format!("127.0.0.1:{}:8090", 18_400 + node), format!("SOCKET_ADDRESS={ip}:8090"));
+        let view = format!("VIEW={}", view.join(","));
+        let run = ["run", "-d", "--name", &name, "--net", &made.0, "--ip", &ip, "-p", &port, "-e", &address];
+        docker_ok(&[&run[..], &["-e", &view, "-e", "SHARD_COUNT=2", "kvctl-test"]].concat());
+    }
+    let endpoints: Vec<String> = (2..8).map(|node| format!("127.0.0.1:{}", 18_400 + node)).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    until("all are ready", || {
+        endpoints.iter().all(|endpoint| {
+            let look = kvnode::client::Client::new(vec![endpoint.clone()]);
+            runtime.block_on(look.look("/ready")).is_ok_and(|answer| answer.is_success())
+        })
+    });
+    chain(&endpoints, || endpoints.clone());
+}

@@ -1,0 +1,147 @@
+//! The real kvctl, with a state folder and a cluster of its own.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use kvnode::client::{Answer, Client, Session};
+use serde_json::Value;
+
+/// One cluster under test; it is taken down when dropped.
+pub struct Cluster {
+    pub name: String,
+    home: tempfile::TempDir,
+    up: Vec<String>,
+}
+
+/// What a command said.
+#[derive(Debug)]
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("kvctl says text");
+        Self { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+    }
+}
+
+/// kvnode, built beside kvctl.
+pub fn kvnode() -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_BIN_EXE_kvctl")).with_file_name("kvnode");
+    assert!(path.is_file(), "{} is missing: run `cargo test --workspace`, or `cargo build` first", path.display());
+    path
+}
+
+/// Tries until `holds`, at most 30 s.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+impl Cluster {
+    /// A cluster that is not up yet. `up`: the options that make it.
+    pub fn new(name: &str, up: &[&str]) -> Self {
+        let name = format!("{name}{}", std::process::id());
+        let home = tempfile::tempdir().expect("a folder");
+        Self { name, home, up: up.iter().map(ToString::to_string).collect() }
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvctl"));
+        command.env("HOME", self.home.path()).env("XDG_STATE_HOME", self.home.path().join("state"));
+        command.env("KVCTL_NAME", &self.name).env("KVNODE", kvnode()).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Said {
+        self.command(arguments).output().expect("kvctl starts").into()
+    }
+
+    /// Runs a command that must succeed; what it printed.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let said = self.run(arguments);
+        assert_eq!(said.code, 0, "{arguments:?}: {said:?}");
+        said.out
+    }
+
+    pub fn try_up(&self) -> Said {
+        let mut arguments = vec!["cluster", "up"];
+        arguments.extend(self.up.iter().map(String::as_str));
+        self.run(&arguments)
+    }
+
+    pub fn up(&self) -> String {
+        let said = self.try_up();
+        assert_eq!(said.code, 0, "{said:?}");
+        said.out
+    }
+
+    pub fn status(&self) -> Value {
+        serde_json::from_str(&self.ok(&["cluster", "status", "-o", "json"])).expect("one JSON document")
+    }
+
+    /// Where each node is reached from here.
+    pub fn endpoints(&self) -> Vec<String> {
+        let status = self.status();
+        let nodes = status["nodes"].as_array().expect("nodes").clone();
+        nodes.iter().map(|node| node["endpoint"].as_str().expect("an endpoint").to_owned()).collect()
+    }
+
+    pub fn all_ready(&self) -> bool {
+        self.status()["nodes"].as_array().is_some_and(|nodes| nodes.iter().all(|node| node["ready"] == true))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let said = self.run(&["cluster", "down", "--yes"]);
+        if said.code != 0 && !said.err.contains("there is no cluster") {
+            eprintln!("cluster {} was not taken down: {said:?}", self.name);
+        }
+    }
+}
+
+/// 600 keys in one causal chain through all nodes, each read back through another; `half_way` is called in the middle and
+/// names the nodes that take part from then on. No answer may be a 503.
+pub fn chain(endpoints: &[String], half_way: impl FnOnce() -> Vec<String>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let mut session = Session::default();
+    let mut nodes = endpoints.to_vec();
+    let mut half_way = Some(half_way);
+    for number in 0..600 {
+        if number == 300 {
+            nodes = half_way.take().expect("once")();
+        }
+        let client = Client::new(vec![nodes[number % nodes.len()].clone()]);
+        let value = serde_json::value::to_raw_value(&number).expect("a number");
+        let key = format!("chain-{number}");
+        let put = client.put(&key, &value, &mut session);
+        let answer = runtime.block_on(put).expect("an answer");
+        assert_eq!(answer.status, 201, "key {number}: {}", answer.error());
+    }
+    for number in 0..600 {
+        let client = Client::new(vec![nodes[(number * 7 + 3) % nodes.len()].clone()]);
+        let key = format!("chain-{number}");
+        let get = client.get(&key, &mut session);
+        let answer = runtime.block_on(get).expect("an answer");
+        assert_eq!((answer.status, answer.json()["value"].as_u64()), (200, Some(number as u64)), "{}", answer.error());
+    }
+    let count = |shard: &str| -> u64 {
+        let path = format!("/shard/key-count/{shard}");
+        let look = Client::new(vec![nodes[0].clone()]);
+        let answer: Answer = runtime.block_on(look.look(&path)).expect("an answer");
+        answer.json()["shard-key-count"].as_u64().expect("a count")
+    };
+    let counts = [count("s1"), count("s2")];
+    assert_eq!(counts.iter().sum::<u64>(), 600, "{counts:?}");
+    assert!(counts.iter().all(|count| (225..=375).contains(count)), "a fair share is 300: {counts:?}");
+}
