@@ -9,12 +9,12 @@ pub fn holder(address: SocketAddr) -> Option<String> {
     if error.kind() != std::io::ErrorKind::AddrInUse {
         return Some(error.to_string());
     }
-    Some(listening_process(address.port()).unwrap_or_else(|| "a process of another user".into()))
+    Some(listening_process(address).unwrap_or_else(|| "a process of another user".into()))
 }
 
-/// The process that listens on a port, by /proc: the socket's inode, then whose file it is.
-fn listening_process(port: u16) -> Option<String> {
-    let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|path| listening_inode(path, port))?;
+/// The process that listens at an address, by /proc: the socket's inode, then whose file it is.
+fn listening_process(address: SocketAddr) -> Option<String> {
+    let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|path| listening_inode(path, address))?;
     let socket = format!("socket:[{inode}]");
     let processes = fs::read_dir("/proc").ok()?;
     processes.filter_map(Result::ok).find_map(|process| {
@@ -27,13 +27,17 @@ fn listening_process(port: u16) -> Option<String> {
     })
 }
 
-fn listening_inode(path: &str, port: u16) -> Option<String> {
+fn listening_inode(path: &str, address: SocketAddr) -> Option<String> {
     const LISTEN: &str = "0A";
+    let SocketAddr::V4(v4) = address else { return None };
+    // The kernel prints the address as a number whose bytes are in memory order, an IPv4 one at the end of an IPv6 one.
+    let ours = format!("{:08X}", u32::from_le_bytes(v4.ip().octets()));
     let table = fs::read_to_string(path).ok()?;
     table.lines().skip(1).find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let local = fields.get(1)?.rsplit(':').next()?;
-        let matches = u16::from_str_radix(local, 16) == Ok(port) && fields.get(3) == Some(&LISTEN);
+        let (ip, port) = fields.get(1)?.split_once(':')?;
+        let here = ip.ends_with(&ours) || ip.bytes().all(|digit| digit == b'0');
+        let matches = here && u16::from_str_radix(port, 16) == Ok(address.port()) && fields.get(3) == Some(&LISTEN);
         matches.then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
     })
 }
