@@ -20,7 +20,7 @@ use tracing::{debug, error, info, warn};
 use crate::config::Fsync;
 use crate::core::request::{Answer, Op};
 use crate::core::settings::Settings;
-use crate::core::{Core, Effect, Event, Now, Severity, TICK_MS};
+use crate::core::{Committed, Core, Effect, Event, Now, Severity, TICK_MS};
 use crate::peer::{self, Link, LinkDone, auth};
 use crate::storage::dir::DataDir;
 use crate::storage::{Result, Store, StoreError, Syncer};
@@ -102,8 +102,7 @@ impl NodeHandle {
         if let (Some(syncer), Fsync::Interval(every)) = (syncer.clone(), fsync) {
             tokio::spawn(sync_regularly(shared.clone(), syncer, every));
         }
-        let syncer = syncer.filter(|_| fsync == Fsync::Always);
-        tokio::spawn(Loop::new(shared.clone(), syncer).run());
+        tokio::spawn(Loop::new(shared.clone(), syncer, fsync == Fsync::Always).run());
         Ok(Self { shared })
     }
 
@@ -244,8 +243,10 @@ type PeersWaiting = Vec<(Addr, oneshot::Sender<Batch>)>;
 /// The loop's own state.
 struct Loop {
     shared: Arc<Shared>,
-    /// Set under `--fsync always`.
+    /// `None` for a store that has nothing to sync.
     syncer: Option<Arc<dyn Syncer>>,
+    /// `--fsync always`
+    always: bool,
     client: reqwest::Client,
     links: BTreeMap<Addr, Link>,
     /// Links with a batch on its way.
@@ -255,9 +256,9 @@ struct Loop {
 }
 
 impl Loop {
-    fn new(shared: Arc<Shared>, syncer: Option<Arc<dyn Syncer>>) -> Self {
+    fn new(shared: Arc<Shared>, syncer: Option<Arc<dyn Syncer>>, always: bool) -> Self {
         let (links, busy, awake) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        Self { shared, syncer, client: peer::client(), links, busy, awake }
+        Self { shared, syncer, always, client: peer::client(), links, busy, awake }
     }
 
     async fn run(mut self) {
@@ -287,22 +288,23 @@ impl Loop {
             }
             (std::mem::take(&mut inbox.events), std::mem::take(&mut inbox.batches))
         };
-        let (senders, changed) = self.handle(events, batches, tick)?;
-        if let Some(syncer) = self.syncer.clone().filter(|_| changed) {
+        let (senders, committed) = self.handle(events, batches, tick)?;
+        let due = committed.urgent || (committed.changed && self.always);
+        if let Some(syncer) = self.syncer.clone().filter(|_| due) {
             self.sync(syncer).await?;
         }
         self.act(senders);
         Ok(())
     }
 
-    /// The synchronous part of a turn: handle and commit. Gives the peers that wait for an answer, and whether anything
-    /// changed.
+    /// The synchronous part of a turn: handle and commit. Gives the peers that wait for an answer, and what has
+    /// to be synced first.
     fn handle(
         &mut self,
         events: Vec<Event>,
         batches: Vec<(Batch, oneshot::Sender<Batch>)>,
         tick: bool,
-    ) -> Result<(PeersWaiting, bool)> {
+    ) -> Result<(PeersWaiting, Committed)> {
         let at = now(self.shared.began);
         let mut core = lock(&self.shared.core);
         for event in events {
@@ -316,8 +318,8 @@ impl Loop {
         if tick {
             core.handle(at, Event::Tick)?;
         }
-        let changed = core.commit()?;
-        Ok((senders, changed))
+        let committed = core.commit()?;
+        Ok((senders, committed))
     }
 
     async fn sync(&self, syncer: Arc<dyn Syncer>) -> Result<()> {

@@ -229,6 +229,7 @@ impl Core {
         }
         self.life = Incarnation(known.0 + 1);
         self.store.set_fact(super::FACT_LIFE, super::encode_fact(&self.life));
+        self.urgent = true;
         if let Some(replica) = self.replica.as_mut() {
             replica.origin.incarnation = self.life;
         }

@@ -63,6 +63,7 @@ impl Core {
 
     fn adopt(&mut self, topology: Topology) {
         self.store.set_fact(FACT_TOPOLOGY, encode_fact(&topology));
+        self.urgent = true;
         self.stranger = false;
         self.say(Severity::Info, format!("in the cluster of {} nodes", topology.nodes.len()));
         self.take_place(topology);
@@ -172,7 +173,7 @@ impl Core {
     pub(super) fn serve_from_now(&mut self, how: &str) {
         let Some(replica) = self.replica.as_mut() else { return };
         replica.stage = if self.draining { Stage::Leaving } else { Stage::Serving };
-        self.replica_changed = true;
+        (self.replica_changed, self.urgent) = (true, true);
         let text = format!("{how}: serving shard {} with {} keys", replica.shard, replica.live);
         self.reason.clear();
         self.say(Severity::Info, text);

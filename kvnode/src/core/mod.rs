@@ -71,6 +71,16 @@ pub enum Event {
     Tick,
 }
 
+/// What a turn has committed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// Anything at all.
+    pub changed: bool,
+    /// Something that must survive a loss of power before it is acted on, whatever the settings: the cluster that this node
+    /// belongs to, its life, and that its replica is complete. All of that is rare.
+    pub urgent: bool,
+}
+
 /// How often the driver should tick.
 pub const TICK_MS: u64 = 25;
 
@@ -122,6 +132,8 @@ pub struct Core {
     replica: Option<Replica>,
     /// Whether `replica`'s facts have changed since the last commit.
     replica_changed: bool,
+    /// See [`Committed::urgent`].
+    urgent: bool,
     /// What each shard has made stable, as far as this node knows.
     stables: BTreeMap<ShardId, Stable>,
     settling: Settling,
@@ -178,6 +190,7 @@ impl Core {
             peers: peers.map(|addr| (addr.clone(), Peer::new())).collect(),
             replica: None,
             replica_changed: false,
+            urgent: true,
             stables: BTreeMap::new(),
             settling: Settling::default(),
             waiting: Waiting::default(),
@@ -198,6 +211,7 @@ impl Core {
             core.recover(fact)?;
         }
         core.commit()?;
+        core.urgent = true;
         Ok(core)
     }
 
@@ -266,8 +280,8 @@ impl Core {
     /// # Errors
     /// If the store failed: the effects of the turn must be dropped, and the core with them.
     ///
-    /// Tells whether anything was committed.
-    pub fn commit(&mut self) -> Result<bool> {
+    /// Tells what the driver has to sync before it acts.
+    pub fn commit(&mut self) -> Result<Committed> {
         if self.replica_changed
             && let Some(replica) = &self.replica
         {
@@ -288,7 +302,8 @@ impl Core {
         {
             replica.durable = replica.applied.clone();
         }
-        Ok(changed)
+        let urgent = std::mem::take(&mut self.urgent);
+        Ok(Committed { changed, urgent })
     }
 
     /// The effects since the last call, in order.

@@ -14,6 +14,8 @@ const NODES: usize = 6;
 const KEYS: usize = 5;
 const SESSIONS: usize = 8;
 const OPERATIONS: u64 = 400;
+/// How long a client pauses between two requests. Long enough for faults, and for becoming stable, between them.
+const THINK_MS_MAX: u64 = 80;
 /// The longest a healed cluster may take to serve and to be equal again: two seconds, and what a fill and a beat take.
 const CONVERGENCE_MS: u64 = 6_000;
 
@@ -33,12 +35,21 @@ struct Faults {
     power: bool,
     wipes: bool,
     small_log: bool,
+    deletes: bool,
 }
 
 impl Faults {
     fn of(seed: u64) -> Self {
         let kind = seed % 5;
-        Self { kills: kind >= 1, network: kind >= 2, power: kind >= 3, wipes: kind == 4, small_log: seed / 5 % 2 == 1 }
+        Self {
+            kills: kind >= 1,
+            // Without a network that fails, too, more becomes stable, and what is stable is what must not be lost.
+            network: kind == 2 || (kind >= 3 && (seed / 10).is_multiple_of(2)),
+            power: kind >= 3,
+            wipes: kind == 4,
+            small_log: seed / 5 % 2 == 1,
+            deletes: (seed / 20).is_multiple_of(2),
+        }
     }
 }
 
@@ -75,6 +86,7 @@ struct Run {
     answered: u64,
     refused: u64,
     next_fault_ms: u64,
+    isolated_until_ms: Option<u64>,
     down_until: BTreeMap<usize, u64>,
 }
 
@@ -106,10 +118,15 @@ pub fn run(seed: u64, mutant: Option<Mutant>) -> Result<Outcome, String> {
         answered: 0,
         refused: 0,
         next_fault_ms: 0,
+        isolated_until_ms: None,
         down_until: BTreeMap::new(),
     };
     run.work();
-    run.heal()?;
+    let healed = run.heal();
+    if std::env::var_os("KV_SEED").is_some() {
+        run.world.said.iter().for_each(|said| println!("{said}"));
+    }
+    healed?;
     run.verdict()
 }
 
@@ -167,8 +184,9 @@ impl Run {
         let text: kvnode::wire::ident::Key = self.keys[key].as_str().into();
         let session = self.sessions[index].fresh;
         let (op, open) = match self.rng().below(100) {
+            // Without deletions "no such key" has no excuse.
             0..45 => (Op::Get { key: text }, Open::Get { id, key }),
-            45..90 => {
+            random if random < 90 || !self.faults.deletes => {
                 self.history.push(Moment::Invoke { session, key, write, delete: false });
                 (Op::Put { key: text, value: write.to_string().into() }, Open::Put { id, write })
             }
@@ -189,7 +207,7 @@ impl Run {
             let session = self.sessions.iter().position(|s| s.open.is_some_and(|open| open.id() == id));
             let Some(index) = session else { continue };
             let open = self.sessions[index].open.take().expect("found by it");
-            let think = self.rng().between(0, 25);
+            let think = self.rng().between(0, THINK_MS_MAX);
             self.sessions[index].wait_until_ms = self.world.now_ms + think;
             self.take_answer(index, open, answer);
         }
@@ -252,6 +270,10 @@ impl Run {
             self.down_until.remove(&node);
             self.world.start(node);
         }
+        if self.isolated_until_ms.is_some_and(|until| now >= until) {
+            self.isolated_until_ms = None;
+            self.world.weather.clear();
+        }
         if now < self.next_fault_ms {
             return;
         }
@@ -297,6 +319,7 @@ impl Run {
     /// Cuts a node off from all others.
     fn isolate(&mut self, node: usize) {
         let cut = Weather { cut: true, ..Weather::FAIR };
+        self.isolated_until_ms = Some(self.world.now_ms + self.world.rng.between(500, 2_500));
         for other in (0..NODES).filter(|&other| other != node) {
             self.world.weather.insert((node, other), cut);
             self.world.weather.insert((other, node), cut);
@@ -309,7 +332,7 @@ impl Run {
             return;
         }
         let how = self.rng().below(3);
-        if self.faults.wipes && how == 0 {
+        if self.faults.wipes && how == 0 && self.cluster_is_known_beyond(node) {
             self.world.wipe(node);
             // Now and then a whole shard loses everything together.
             if self.rng().percent(15) {
@@ -324,11 +347,21 @@ impl Run {
             // What it lost matters most to clients that reach it before its peers do.
             if self.rng().percent(50) {
                 self.isolate(node);
+                let back = self.world.now_ms + self.rng().between(1, 60);
+                self.down_until.insert(node, back);
+                return;
             }
         } else {
             self.world.kill(node);
         }
         self.down_for_a_while(node);
+    }
+
+    /// Whether a node of the other shard runs and knows the cluster. If all nodes lost everything, a new one would form, by
+    /// right.
+    fn cluster_is_known_beyond(&self, node: usize) -> bool {
+        let knows = |other: &usize| self.world.core(*other).is_some_and(|core| core.shard_ids().is_ok());
+        (0..NODES).filter(|other| other / 3 != node / 3).any(|other| knows(&other))
     }
 
     fn down_for_a_while(&mut self, node: usize) {

@@ -111,7 +111,7 @@ impl World {
             shard_count,
             log_weight_max,
             mutant,
-            sync_every_ms: SYNC_EVERY_MS[(seed / 10 % 3) as usize],
+            sync_every_ms: SYNC_EVERY_MS[(seed / 5 % 3) as usize],
             trace: 0,
             said: Vec::new(),
             held: BTreeMap::new(),
@@ -181,16 +181,25 @@ impl World {
     /// The machine dies: a part of what was not synced is gone too.
     pub fn lose_power(&mut self, node: usize) {
         self.kill(node);
+        self.said.push(format!("{} {}: lost power", self.now_ms, self.nodes[node].addr));
         self.forget_held(node, self.now_ms.saturating_sub(2 * self.sync_every_ms));
         let unsynced = self.nodes[node].disk.lock().unsynced() as u64;
         let lost = self.rng.between(0, unsynced) as usize;
         self.nodes[node].disk.lock().crash(lost);
     }
 
+    /// The machine dies, and takes everything that was not synced.
+    pub fn lose_all_unsynced(&mut self, node: usize) {
+        self.kill(node);
+        let unsynced = self.nodes[node].disk.lock().unsynced();
+        self.nodes[node].disk.lock().crash(unsynced);
+    }
+
     /// The node dies and loses everything.
     pub fn wipe(&mut self, node: usize) {
         self.kill(node);
         self.forget_held(node, 0);
+        self.said.push(format!("{} {}: wiped", self.now_ms, self.nodes[node].addr));
         self.nodes[node].disk = Disk::new();
     }
 
@@ -298,7 +307,11 @@ impl World {
         let now = self.now(node);
         let core = self.nodes[node].core.as_mut().expect("events go to nodes that run");
         core.handle(now, event).expect("memory does not fail");
-        core.commit().expect("memory does not fail");
+        if core.commit().expect("memory does not fail").urgent {
+            let mut disk = self.nodes[node].disk.lock();
+            let all = disk.unsynced();
+            disk.mark_synced(all);
+        }
         self.note_held(node);
         self.turn_end(node);
     }

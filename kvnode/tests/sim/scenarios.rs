@@ -1,0 +1,53 @@
+//! Schedules made by hand, for what random ones hit too rarely.
+
+use kvnode::core::request::{Answer, Op};
+use kvnode::core::settings::Mutant;
+
+use crate::world::{Weather, World};
+
+/// Asks a node and gives its answer.
+fn ask(world: &mut World, node: usize, id: u64, op: Op, token: Option<&String>) -> Option<Answer<String>> {
+    world.request(node, id, op, token.cloned().into_iter().collect());
+    world.run_until(5_000, |world| world.answers.iter().any(|(answered, _)| *answered == id));
+    world.answers.pop().and_then(|(_, answer)| answer)
+}
+
+/// The key of a shard's node: the first that the node itself serves without asking others.
+fn key_of_first_shard(world: &World) -> String {
+    let slots = |key: &str| kvnode::wire::ident::Slot::of(key).0 < kvnode::wire::ident::SLOT_COUNT / 2;
+    assert!(world.is_up(0));
+    (0..).map(|number| format!("key-{number}")).find(|key| slots(key)).expect("half of all keys")
+}
+
+/// All replicas of a shard have received a write and none has it on its disk; one loses power, comes back without it, and is
+/// cut off. It must not serve the writer from its older state: the write is durable nowhere there, so the writer's context
+/// must still name it.
+pub fn a_received_write_is_not_stable(mutant: Option<Mutant>) -> Result<(), String> {
+    // Seed 10: nodes sync rarely.
+    let mut world = World::new(10, 6, 2, 1 << 20, mutant);
+    (0..6).for_each(|node| world.start(node));
+    assert!(world.run_until(5_000, World::all_ready));
+    // Just after a sync, so that the next one is far away.
+    world.run_until(3_200 - world.now_ms, |_| false);
+    let key = key_of_first_shard(&world);
+    let put = |value: &'static str| Op::Put { key: key.as_str().into(), value: value.into() };
+    let Some(Answer::Created { context, .. }) = ask(&mut world, 0, 1, put("1"), None) else {
+        return Err("a healthy cluster refuses a write".into());
+    };
+    world.run_until(700, |_| false);
+    // Another request hands out the context anew, less what the cluster takes for stable.
+    let get = || Op::Get { key: key.as_str().into() };
+    let Some(Answer::Found { context, .. }) = ask(&mut world, 0, 2, get(), Some(&context)) else {
+        return Err("a healthy cluster does not have what was written".into());
+    };
+    world.lose_all_unsynced(1);
+    for other in (0..6).filter(|&other| other != 1) {
+        world.weather.insert((1, other), Weather { cut: true, ..Weather::FAIR });
+        world.weather.insert((other, 1), Weather { cut: true, ..Weather::FAIR });
+    }
+    world.start(1);
+    match ask(&mut world, 1, 3, get(), Some(&context)) {
+        Some(Answer::Unsatisfied { .. }) => Ok(()),
+        other => Err(format!("a replica without the write answers its writer {other:?}")),
+    }
+}
