@@ -2,7 +2,7 @@
 //!
 //! `KV_SEEDS=10000` runs more seeds; `KV_SEED=n` runs one and prints what the nodes said.
 
-mod judge;
+mod naive;
 mod rng;
 mod scenarios;
 mod schedule;

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kvnode::checker::{Moment, judge};
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::settings::Mutant;
 
-use crate::judge::{Moment, judge};
+use crate::naive;
 use crate::rng::Rng;
 use crate::world::{Weather, World};
 
@@ -388,7 +389,10 @@ impl Run {
 
     fn verdict(mut self) -> Result<Outcome, String> {
         let last = self.final_state()?;
-        judge(&self.history, &self.world.lost, &last)?;
+        let verdict = judge(&self.history, &self.world.lost, &last);
+        let naive = naive::judge(&self.history, &self.world.lost, &last);
+        assert_eq!(verdict.is_ok(), naive.is_ok(), "the checkers disagree: {verdict:?}, {naive:?}");
+        verdict?;
         self.quiet_contexts_are_nearly_empty()?;
         Ok(Outcome {
             trace: self.world.trace,

@@ -1,45 +1,9 @@
-//! Judges a history, knowing nothing of the implementation: values are unique, so every read names the write it saw.
-//!
-//! Causal order is session order, reads-from and handed-over contexts, closed transitively. A history is causally
-//! consistent, with one arbitration order for all, if
-//! - no read returns a write that the reader's causal past had already overwritten (this covers read-your-writes, monotonic
-//!   reads and writes, writes-follow-reads, resurrection, and, asked of the final state, lost writes);
-//! - causal order and "r saw w although w' was in its past, so w' comes before w" together have no cycle per key
-//!   (Bouajjani et al., "On verifying causal consistency", 2017: WriteCORead and CyclicCF).
-//!
-//! Writes that were lost by right (every copy's node failed) neither overwrite anything nor carry causality.
+//! The checker's rules in their simplest form, in time that grows with the square of the history: what the fast one must
+//! agree with.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-#[derive(Clone, Debug)]
-pub enum Moment {
-    /// A session invokes a put or a delete.
-    Invoke {
-        session: usize,
-        key: usize,
-        write: u64,
-        delete: bool,
-    },
-    /// That write was acknowledged.
-    Done {
-        session: usize,
-        write: u64,
-    },
-    /// It certainly had no effect.
-    Failed {
-        write: u64,
-    },
-    Read {
-        session: usize,
-        key: usize,
-        saw: Option<u64>,
-    },
-    /// `to` takes over the context of `from`.
-    Hand {
-        from: usize,
-        to: usize,
-    },
-}
+use kvnode::checker::Moment;
 
 #[derive(Clone, Default)]
 struct Past(Vec<u64>);
