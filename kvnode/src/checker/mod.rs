@@ -62,8 +62,7 @@ struct Judge {
     writes: Vec<Write>,
     by_id: HashMap<u64, Index>,
     sessions: HashMap<usize, Past>,
-    /// What all acknowledged writes know together.
-    acknowledged: Past,
+    acknowledged: Vec<Index>,
     /// (earlier, later) of one key, from reads.
     before: Vec<(Index, Index)>,
     deletes: HashMap<u32, Vec<Index>>,
@@ -78,10 +77,7 @@ pub fn judge(history: &[Moment], lost: &BTreeSet<u64>, last: &BTreeMap<usize, Op
     for (at, moment) in history.iter().enumerate() {
         judge.take(moment, lost).map_err(|offence| format!("at {at}, {moment:?}: {offence}"))?;
     }
-    let all = judge.acknowledged.clone();
-    for (&key, &saw) in last {
-        judge.read(&all, key as u32, saw).map_err(|offence| format!("final state of key {key}, {saw:?}: {offence}"))?;
-    }
+    judge.end(last)?;
     judge.cycles()
 }
 
@@ -96,8 +92,7 @@ impl Judge {
                 let index = self.by_id[&write];
                 if !self.writes[index as usize].lost {
                     self.learn(session, index);
-                    let acknowledged = std::mem::take(&mut self.acknowledged);
-                    self.acknowledged = self.merged(&acknowledged, &self.with(index));
+                    self.acknowledged.push(index);
                 }
             }
             Moment::Failed { write } => self.writes[self.by_id[&write] as usize].failed = true,
@@ -152,7 +147,8 @@ impl Judge {
         let mut seen = BTreeSet::new();
         while let Some(index) = stack.pop() {
             let write = &self.writes[index as usize];
-            if write.level <= floor {
+            // What is in a past was invoked before.
+            if write.level <= floor || index <= earlier {
                 continue;
             }
             for below in write.past.of_key(write.key) {
@@ -215,6 +211,58 @@ impl Judge {
         }
         let id = self.writes[first as usize].id;
         Err(format!("the reader's past has {id} and no deletion explains its absence"))
+    }
+
+    /// The final state is what a reader sees who knows all acknowledged writes and all that these knew.
+    fn end(&mut self, last: &BTreeMap<usize, Option<u64>>) -> Result<(), String> {
+        let (mut known, mut overwritten) = (vec![false; self.writes.len()], vec![None; self.writes.len()]);
+        let mut stack = self.acknowledged.clone();
+        for &index in &self.acknowledged {
+            stack.extend(self.writes[index as usize].past.0.iter().map(|entry| entry.1));
+        }
+        while let Some(index) = stack.pop() {
+            if !std::mem::replace(&mut known[index as usize], true) {
+                let write = &self.writes[index as usize];
+                for below in write.past.of_key(write.key) {
+                    overwritten[below as usize] = Some(index);
+                    stack.push(below);
+                }
+            }
+        }
+        let known: Vec<Index> = (0..self.writes.len() as Index).filter(|&index| known[index as usize]).collect();
+        for (&key, &saw) in last {
+            let offence = match saw {
+                Some(id) => self.end_with(key as u32, id, &known, &overwritten),
+                None => self.end_without(key as u32, &known, &overwritten),
+            };
+            offence.map_err(|offence| format!("final state of key {key}, {saw:?}: {offence}"))?;
+        }
+        Ok(())
+    }
+
+    fn end_with(&mut self, key: u32, id: u64, known: &[Index], overwritten: &[Option<Index>]) -> Result<(), String> {
+        self.read(&Past::default(), key, Some(id))?;
+        let index = self.by_id[&id];
+        if let Some(by) = overwritten[index as usize] {
+            return Err(format!("{} had overwritten it", self.writes[by as usize].id));
+        }
+        let others = known.iter().filter(|&&other| other != index && self.writes[other as usize].key == key);
+        self.before.extend(others.map(|&other| (other, index)));
+        Ok(())
+    }
+
+    fn end_without(&self, key: u32, known: &[Index], overwritten: &[Option<Index>]) -> Result<(), String> {
+        let put = known.iter().find(|&&index| {
+            let write = &self.writes[index as usize];
+            write.key == key && !write.delete
+        });
+        let mut deletions = self.deletes.get(&key).into_iter().flatten();
+        match put {
+            Some(&put) if deletions.all(|&deletion| overwritten[deletion as usize].is_some()) => {
+                Err(format!("{} is acknowledged and no deletion explains its absence", self.writes[put as usize].id))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Looks for a cycle in causal order and arbitration together.
