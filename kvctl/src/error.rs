@@ -51,6 +51,7 @@ impl From<kvnode::client::Error> for Failure {
             kvnode::client::Error::Unreachable(_) => Code::Unreachable,
             kvnode::client::Error::TimedOut(_) => Code::TimedOut,
             kvnode::client::Error::Broken(_) => Code::Failed,
+            kvnode::client::Error::NoUrl(_) => Code::Usage,
         };
         Self::new(code, error.to_string())
     }

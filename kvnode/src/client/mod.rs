@@ -1,9 +1,21 @@
 //! A client of the HTTP contract: what `kvctl` uses, and other Rust programs can.
 //!
-//! [`Client`] knows several nodes, any of which can answer anything. It goes on to the next node when nobody listens at one;
-//! it sends nothing a second time that may have arrived. [`Session`] carries the causal context from answer to request.
+//! [`Client`] knows several nodes, any of which can answer anything. It goes on to the next node when nobody listens at one.
+//! A read also goes on when a node answers nothing, or 503: asking twice does no harm. A write that may have arrived is never
+//! sent again. [`Session`] carries the causal context from answer to request.
+//!
+//! ```no_run
+//! use kvnode::client::{Client, Session};
+//! # async fn example() -> Result<(), kvnode::client::Error> {
+//! let client = Client::new(vec!["127.0.0.1:8082".into(), "127.0.0.1:8083".into()]);
+//! let mut session = Session::default();
+//! let value = serde_json::value::to_raw_value("hello").expect("text is JSON");
+//! client.put("greeting", &value, &mut session).await?;
+//! assert!(client.get("greeting", &mut session).await?.is_success());
+//! # Ok(()) }
+//! ```
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::Method;
@@ -15,6 +27,8 @@ pub const METADATA_HEADER: &str = "x-causal-metadata";
 /// Longer than any wait that a node itself allows by default.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a read waits for a node while there are others to ask: a little longer than a node waits for its peers.
+const NEXT_NODE_AFTER: Duration = Duration::from_secs(4);
 
 /// What a client has seen. Begins with nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,14 +54,17 @@ pub enum Error {
     TimedOut(String),
     /// The connection broke, or what came is no HTTP; a write may have been done.
     Broken(String),
+    /// This key can't be named in a URL: `.` and `..` mean folders there, percent-encoded or not. Nothing was sent.
+    NoUrl(String),
 }
 
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unreachable(what) => write!(f, "no node can be reached: {what}"),
-            Self::TimedOut(what) => write!(f, "no answer within {ANSWER_TIMEOUT:?} from {what}"),
+            Self::TimedOut(what) => write!(f, "no answer in time from {what}"),
             Self::Broken(what) => write!(f, "the connection broke: {what}"),
+            Self::NoUrl(key) => write!(f, "the key '{key}' can't be named in a URL"),
         }
     }
 }
@@ -98,7 +115,8 @@ impl Client {
         Self { http: http.expect("plain HTTP needs nothing that can be missing"), nodes }
     }
 
-    /// Sends a request to the first node that listens. The session's context goes along and is replaced by the answer's.
+    /// Sends a request to the first node that listens; a read to the first that answers it. The session's context goes along
+    /// and is replaced by the answer's.
     ///
     /// # Errors
     /// If no answer came; see [`Error`] for what that means for a write.
@@ -109,29 +127,33 @@ impl Client {
         body: Option<String>,
         session: &mut Session,
     ) -> Result<Answer, Error> {
+        let read_until = (method == Method::GET).then(|| Instant::now() + ANSWER_TIMEOUT);
         let mut refused = Vec::new();
-        for node in &self.nodes {
-            let mut request = self.http.request(method.clone(), format!("http://{node}{path}"));
+        let mut last = None;
+        for (index, node) in self.nodes.iter().enumerate() {
+            let may_go_on = read_until.is_some_and(|end| Instant::now() < end) && index + 1 < self.nodes.len();
+            let limit = if may_go_on { NEXT_NODE_AFTER } else { ANSWER_TIMEOUT };
+            let mut request = self.http.request(method.clone(), format!("http://{node}{path}")).timeout(limit);
             if let Some(metadata) = &session.metadata {
                 request = request.header(METADATA_HEADER, metadata);
             }
             if let Some(body) = &body {
                 request = request.header("content-type", "application/json").body(body.clone());
             }
-            match request.send().await {
-                Ok(response) => return read(node, response, session).await,
-                Err(error) if error.is_connect() => refused.push(node.as_str()),
-                Err(error) if error.is_timeout() => return Err(Error::TimedOut(node.clone())),
-                Err(error) => return Err(Error::Broken(format!("{node}: {}", error.without_url()))),
+            match answer(node, request, session).await {
+                Err(Error::Unreachable(node)) => refused.push(node),
+                Ok(answer) if answer.status == 503 && may_go_on => last = Some(Ok(answer)),
+                Err(error) if may_go_on => last = Some(Err(error)),
+                done => return done,
             }
         }
-        Err(Error::Unreachable(refused.join(", ")))
+        last.unwrap_or_else(|| Err(Error::Unreachable(refused.join(", "))))
     }
 
     /// # Errors
     /// See [`Client::request`].
     pub async fn get(&self, key: &str, session: &mut Session) -> Result<Answer, Error> {
-        self.request(Method::GET, &key_path(key), None, session).await
+        self.request(Method::GET, &key_path(key)?, None, session).await
     }
 
     /// `value`: JSON text.
@@ -139,16 +161,32 @@ impl Client {
     /// # Errors
     /// See [`Client::request`].
     pub async fn put(&self, key: &str, value: &RawValue, session: &mut Session) -> Result<Answer, Error> {
-        self.request(Method::PUT, &key_path(key), Some(format!(r#"{{"value":{value}}}"#)), session).await
+        self.request(Method::PUT, &key_path(key)?, Some(format!(r#"{{"value":{value}}}"#)), session).await
     }
 
     /// # Errors
     /// See [`Client::request`].
     pub async fn delete(&self, key: &str, session: &mut Session) -> Result<Answer, Error> {
-        self.request(Method::DELETE, &key_path(key), None, session).await
+        self.request(Method::DELETE, &key_path(key)?, None, session).await
     }
 
-    /// A request without a context.
+    /// A page of the keys that begin with `prefix`, in key order; the answer's `cursor` asks for the next.
+    ///
+    /// # Errors
+    /// See [`Client::request`].
+    pub async fn keys(
+        &self,
+        prefix: &str,
+        limit: usize,
+        cursor: Option<&str>,
+        session: &mut Session,
+    ) -> Result<Answer, Error> {
+        let cursor = cursor.map(|cursor| format!("&cursor={}", encode(cursor))).unwrap_or_default();
+        let path = format!("/kvs?prefix={}&limit={limit}{cursor}", encode(prefix));
+        self.request(Method::GET, &path, None, session).await
+    }
+
+    /// `/ready`, `/status`, `/view`, `/shard/…`: a GET without a context.
     ///
     /// # Errors
     /// See [`Client::request`].
@@ -158,8 +196,11 @@ impl Client {
 }
 
 /// The path of a key, percent-encoded.
-pub fn key_path(key: &str) -> String {
-    format!("/kvs/{}", encode(key))
+///
+/// # Errors
+/// [`Error::NoUrl`].
+pub fn key_path(key: &str) -> Result<String, Error> {
+    if key == "." || key == ".." { Err(Error::NoUrl(key.to_owned())) } else { Ok(format!("/kvs/{}", encode(key))) }
 }
 
 /// Percent-encodes text for a path or a query.
@@ -167,13 +208,22 @@ pub fn encode(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
-async fn read(node: &str, response: reqwest::Response, session: &mut Session) -> Result<Answer, Error> {
+/// Sends a request and reads the answer to its end. `Unreachable`: nothing was sent.
+async fn answer(node: &str, request: reqwest::RequestBuilder, session: &mut Session) -> Result<Answer, Error> {
+    let failed = |error: reqwest::Error| match error {
+        error if error.is_connect() => Error::Unreachable(node.to_owned()),
+        error if error.is_timeout() => Error::TimedOut(node.to_owned()),
+        error => Error::Broken(format!("{node}: {}", error.without_url())),
+    };
+    let response = request.send().await.map_err(failed)?;
     let status = response.status().as_u16();
     let metadata = response.headers().get(METADATA_HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let broken = |error: reqwest::Error| Error::Broken(format!("{node}: {}", error.without_url()));
-    let body = response.bytes().await.map_err(broken)?;
+    let body = response.bytes().await.map_err(failed)?;
     if metadata.is_some() {
         session.metadata = metadata;
     }
     Ok(Answer { status, body, node: node.to_owned() })
 }
+
+#[cfg(test)]
+mod tests;
