@@ -34,19 +34,23 @@ pub enum Command {
     Node(NodeCommand),
     /// Write a key. VALUE is JSON; what is no JSON is taken as a string
     Put {
+        #[arg(allow_negative_numbers = true)]
         key: String,
+        #[arg(allow_negative_numbers = true)]
         value: String,
         #[command(flatten)]
         data: DataArgs,
     },
     /// Print the value of a key
     Get {
+        #[arg(allow_negative_numbers = true)]
         key: String,
         #[command(flatten)]
         data: DataArgs,
     },
     /// Delete a key
     Delete {
+        #[arg(allow_negative_numbers = true)]
         key: String,
         #[command(flatten)]
         data: DataArgs,

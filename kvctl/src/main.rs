@@ -6,6 +6,8 @@ mod args;
 mod cluster;
 mod commands;
 mod error;
+mod interrupt;
+mod plan;
 mod render;
 mod runtime;
 mod state;
@@ -16,6 +18,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let cli = args::Cli::parse();
+    let output = cli.output;
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -26,7 +29,7 @@ fn main() -> ExitCode {
     let code = match runtime.block_on(commands::run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            render::say(&format!("kvctl: {failure}"));
+            render::failed(output, &failure);
             ExitCode::from(failure.code as u8)
         }
     };

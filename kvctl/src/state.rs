@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy;
@@ -87,10 +87,10 @@ impl StateDir {
         replace(&self.record_path(), text.as_bytes())
     }
 
-    /// Forgets the cluster, and with `data` everything its nodes kept.
+    /// Forgets the cluster, and with `data` everything its nodes kept. The caller holds the lock and gives it up with this.
     pub fn forget(&self, data: bool) -> Result<()> {
-        let paths: &[&str] = if data { &["cluster.json", "sessions", "data", "logs", "pids"] } else { &["pids"] };
-        for name in paths {
+        let all: &[&str] = &["cluster.json", "sessions", "data", "logs", "pids", "lock"];
+        for name in if data { all } else { &["pids"] } {
             let path = self.0.join(name);
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             match removed {
@@ -98,28 +98,38 @@ impl StateDir {
                 _ => {}
             }
         }
+        if data {
+            // It stays if another command has begun to use it meanwhile.
+            let _ = fs::remove_dir(&self.0);
+        }
         Ok(())
     }
 
     /// Keeps other commands from changing the cluster until the lock is dropped.
     pub fn lock(&self) -> Result<File> {
-        self.make("")?;
         let path = self.0.join("lock");
-        let mut file = open(&path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let _ = file.read_to_string(&mut holder);
-                let text =
-                    format!("another kvctl ({}) is changing this cluster; try again when it is done", holder.trim());
-                return Err(Failure::new(crate::error::Code::Conflict, text));
+        loop {
+            self.make("")?;
+            let mut file = match open(&path) {
+                Ok(file) => file,
+                // The folder was taken away between the two steps.
+                Err(_) if !self.0.exists() => continue,
+                Err(failure) => return Err(failure),
+            };
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(held(&mut file)),
+                Err(TryLockError::Error(error)) => return Err(io(&path, &error)),
             }
-            Err(TryLockError::Error(error)) => return Err(io(&path, &error)),
+            // A holder that forgot the cluster took the file away: a lock on that one keeps nobody out.
+            let current = fs::metadata(&path).map(|meta| meta.ino()).ok();
+            if current != file.metadata().map(|meta| meta.ino()).ok() {
+                continue;
+            }
+            let written = file.set_len(0).and_then(|()| file.rewind());
+            let written = written.and_then(|()| write!(file, "process {}", std::process::id()));
+            return written.map(|()| file).map_err(|error| io(&path, &error));
         }
-        let written = file.set_len(0).and_then(|()| file.rewind());
-        written.and_then(|()| write!(file, "process {}", std::process::id())).map_err(|error| io(&path, &error))?;
-        Ok(file)
     }
 
     /// Opens a session's context and keeps it to this command until it is dropped.
@@ -127,14 +137,23 @@ impl StateDir {
         if name.is_empty() || name.len() > 100 || name.contains(['/', '\0']) || name.starts_with('.') {
             return Err(Failure::usage(format!("'{name}' is no session name")));
         }
-        let path = self.make("sessions")?.join(name);
-        let lock_path = path.with_file_name(format!("{name}.lock"));
+        let folder = self.make("sessions")?;
+        let (path, lock_path) = (folder.join(format!("{name}.context")), folder.join(format!("{name}.lock")));
         let lock = open(&lock_path)?;
         lock.lock().map_err(|error| io(&lock_path, &error))?;
         let metadata =
             fs::read_to_string(&path).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
         Ok(SessionFile { path, metadata, _lock: lock })
     }
+}
+
+/// Who holds the lock.
+fn held(file: &mut File) -> Failure {
+    let mut holder = String::new();
+    let _ = file.read_to_string(&mut holder);
+    let holder = if holder.is_empty() { "just begun" } else { holder.trim() };
+    let text = format!("another kvctl ({holder}) is changing this cluster; try again when it is done");
+    Failure::new(crate::error::Code::Conflict, text)
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -145,7 +164,10 @@ fn open(path: &Path) -> Result<File> {
 
 /// Writes a file so that a reader sees the old or the new content, never a part.
 fn replace(path: &Path, content: &[u8]) -> Result<()> {
-    let new = path.with_extension("new");
+    // Appended, not put in place of an extension: `a.b` and `a.c` are two sessions.
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new);
     let written = file.as_mut().map_err(|error| io(&new, error))?.write_all(content);
     written.and_then(|()| fs::rename(&new, path)).map_err(|error| io(path, &error))

@@ -3,15 +3,17 @@
 use std::io::{BufRead, IsTerminal};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use kvnode::client::Client;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::Context;
-use crate::args::{ClusterCommand, UpArgs};
+use crate::args::{ClusterCommand, Output, UpArgs};
 use crate::cluster::{NodeSpec, Spec};
 use crate::error::{Code, Failure, Result};
-use crate::render::{Progress, line, say, show, table};
+use crate::interrupt::Interrupt;
+use crate::render::{Progress, line, prompt, show, table, write_out};
 use crate::runtime::{self, NodeState, Runtime};
 use crate::state::{Record, RuntimeKind};
 
@@ -20,42 +22,77 @@ pub async fn run(context: &Context, command: ClusterCommand) -> Result<()> {
         ClusterCommand::Up(args) => up(context, &args).await,
         ClusterCommand::Down { yes, keep_data } => down(context, yes, keep_data).await,
         ClusterCommand::Status => status(context).await,
-        ClusterCommand::Logs { node, follow } => {
-            let (record, runtime) = context.runtime().await?;
-            runtime.logs(&record.spec.node(&node)?, follow).await
-        }
+        ClusterCommand::Logs { node, follow } => logs(context, &node, follow).await,
     }
+}
+
+/// Lines of its log that are shown when a node ends by itself.
+const LAST_LINES: usize = 20;
+/// A node that does not answer a look within this is said not to.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+
+async fn logs(context: &Context, name: &str, follow: bool) -> Result<()> {
+    let (record, runtime) = context.runtime().await?;
+    let node = record.spec.node(name)?;
+    if context.output == Output::Text {
+        return runtime.logs(&node, follow, &mut write_out).await;
+    }
+    if follow {
+        return Err(Failure::usage("--follow has no end and --output json is one document: choose one"));
+    }
+    let text = logged(&runtime, &node).await?;
+    let lines: Vec<&str> = text.lines().collect();
+    show(context.output, &serde_json::json!({"node": name, "lines": lines}), || {});
+    Ok(())
+}
+
+/// All that a node has logged.
+async fn logged(runtime: &Runtime, node: &NodeSpec) -> Result<String> {
+    let mut text = Vec::new();
+    runtime.logs(node, false, &mut |part| text.extend_from_slice(part)).await?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 async fn up(context: &Context, args: &UpArgs) -> Result<()> {
     let _lock = context.state.lock()?;
+    let interrupt = Interrupt::listen()?;
     let known = context.state.load()?;
-    let spec = Spec::resolve(&context.name, args, known.as_ref().map(|record| &record.spec))?;
-    let kind = runtime::choose(args.runtime, known.as_ref().map(|record| record.runtime)).await?;
-    let secret = known.as_ref().map_or_else(new_secret, |record| Ok(record.secret.clone()))?;
+    let made = bring_up(context, args, known.as_ref(), &interrupt).await;
+    if made.is_err() && known.is_none() {
+        context.state.forget(true)?;
+    }
+    let (record, runtime) = made?;
+    show_status(context, &record, &runtime).await
+}
+
+/// Brings up what the arguments say, or leaves nothing that it made.
+async fn bring_up(
+    context: &Context,
+    args: &UpArgs,
+    known: Option<&Record>,
+    interrupt: &Interrupt,
+) -> Result<(Record, Runtime)> {
+    let spec = Spec::resolve(&context.name, args, known.map(|record| &record.spec))?;
+    let kind = runtime::choose(args.runtime, known.map(|record| record.runtime)).await?;
+    let secret = match known {
+        Some(record) => record.secret.clone(),
+        None => runtime::secret_left(kind, &spec.name).await?.map_or_else(new_secret, Ok)?,
+    };
     let record = Record { runtime: kind, spec, secret };
     let runtime = Runtime::open(&record, &context.state).await?;
     context.state.save(&record)?;
     let progress = Progress::new();
-    let done = tokio::select! {
-        done = bring_up(&record, &runtime, args, &progress) => done,
-        _ = tokio::signal::ctrl_c() => Err(Failure::new(Code::Failed, "interrupted")),
+    let done = match runtime.up(args.kvnode.as_deref(), interrupt, &progress).await {
+        Ok(()) => interrupt.or(wait_ready(&record, &runtime, Duration::from_secs(args.wait), &progress)).await,
+        Err(failure) => Err(failure),
     };
     if let Err(failure) = done {
         progress.step("taking back what was made");
         runtime.undo().await;
-        if known.is_none() {
-            context.state.forget(true)?;
-        }
         return Err(failure);
     }
-    progress.done();
-    show_status(context, &record, &runtime).await
-}
-
-async fn bring_up(record: &Record, runtime: &Runtime, args: &UpArgs, progress: &Progress) -> Result<()> {
-    runtime.up(args.kvnode.as_deref(), progress).await?;
-    wait_ready(record, runtime, Duration::from_secs(args.wait), progress).await
+    runtime.settle().await;
+    Ok((record, runtime))
 }
 
 fn new_secret() -> Result<String> {
@@ -67,47 +104,57 @@ fn new_secret() -> Result<String> {
 /// Waits until every node serves.
 async fn wait_ready(record: &Record, runtime: &Runtime, limit: Duration, progress: &Progress) -> Result<()> {
     let deadline = Instant::now() + limit;
-    progress.step("waiting until all nodes are ready");
     let mut waiting = record.spec.node_specs();
+    progress.expect(waiting.len());
     loop {
-        let mut reasons = Vec::new();
-        let mut still = Vec::new();
-        for node in waiting {
-            if let Some(reason) = not_ready(runtime, &node).await {
-                reasons.push(format!("{}: {reason}", node.name));
-                still.push(node);
-            }
-        }
+        let reasons = join_all(waiting.iter().map(|node| not_ready(runtime, node))).await;
+        let before = waiting.len();
+        let still: Vec<(NodeSpec, String)> =
+            waiting.into_iter().zip(reasons).filter_map(|(node, reason)| Some((node, reason?))).collect();
+        progress.did(before - still.len());
         if still.is_empty() {
             return Ok(());
         }
-        for node in &still {
-            if runtime.state(node).await? == NodeState::Stopped {
-                let text = format!("{} ended by itself; see `kvctl cluster logs {}`:", node.name, node.name);
-                say(&text);
-                runtime.logs(node, false).await?;
-                return Err(Failure::new(Code::Failed, format!("{} ended by itself", node.name)));
-            }
+        for (node, _) in &still {
+            check_alive(runtime, node).await?;
         }
         if Instant::now() > deadline {
-            let text = format!("not all nodes are ready after {limit:?}: {}", reasons.join("; "));
+            let reasons: Vec<String> = still.iter().map(|(node, reason)| format!("{}: {reason}", node.name)).collect();
+            let text = format!("not all nodes are ready after {limit:?}\n  {}", reasons.join("\n  "));
             return Err(Failure::new(Code::TimedOut, text));
         }
-        waiting = still;
+        let names: Vec<&str> = still.iter().map(|(node, _)| node.name.as_str()).collect();
+        progress.step(&format!("waiting until ready: {}", names.join(", ")));
+        waiting = still.into_iter().map(|(node, _)| node).collect();
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
+/// A node that has ended will not become ready: its last words say why.
+async fn check_alive(runtime: &Runtime, node: &NodeSpec) -> Result<()> {
+    let state = runtime.state(node).await?;
+    if !matches!(state, NodeState::Stopped | NodeState::Missing) {
+        return Ok(());
+    }
+    let text = logged(runtime, node).await.unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n  ");
+    Err(Failure::new(Code::Failed, format!("{} ended by itself; the end of its log:\n  {last}", node.name)))
+}
+
 /// Why a node does not serve, if it does not.
 async fn not_ready(runtime: &Runtime, node: &NodeSpec) -> Option<String> {
-    match Client::new(vec![runtime.endpoint(node)]).look("/ready").await {
-        Ok(answer) if answer.is_success() => None,
-        Ok(answer) => Some(answer.error()),
-        Err(error) => Some(error.to_string()),
+    let client = Client::new(vec![runtime.endpoint(node)]);
+    match tokio::time::timeout(LOOK_TIMEOUT, client.look("/ready")).await {
+        Ok(Ok(answer)) if answer.is_success() => None,
+        Ok(Ok(answer)) => Some(answer.error()),
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some(format!("no answer within {LOOK_TIMEOUT:?}")),
     }
 }
 
 async fn down(context: &Context, yes: bool, keep_data: bool) -> Result<()> {
+    context.record()?;
     let _lock = context.state.lock()?;
     let (record, runtime) = context.runtime().await?;
     if !yes && !keep_data && !confirmed(&context.name)? {
@@ -128,7 +175,7 @@ fn confirmed(name: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::usage("this deletes the cluster's data; say --yes, or --keep-data"));
     }
-    eprint!("Delete cluster '{name}' and all its data? [y/N] ");
+    prompt(&format!("Delete cluster '{name}' and all its data? [y/N] "));
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer).map_err(|error| Failure::environment(error.to_string()))?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
@@ -161,10 +208,9 @@ async fn status(context: &Context) -> Result<()> {
 }
 
 async fn show_status(context: &Context, record: &Record, runtime: &Runtime) -> Result<()> {
-    let mut nodes = Vec::new();
-    for node in record.spec.node_specs() {
-        nodes.push(node_status(runtime, &node).await?);
-    }
+    let specs = record.spec.node_specs();
+    let nodes = join_all(specs.iter().map(|node| node_status(runtime, node))).await;
+    let nodes = nodes.into_iter().collect::<Result<Vec<NodeStatus>>>()?;
     let status = ClusterStatus { cluster: context.name.clone(), runtime: record.runtime, nodes };
     show(context.output, &status, || {
         let dash = || "-".to_owned();
@@ -189,9 +235,8 @@ async fn node_status(runtime: &Runtime, node: &NodeSpec) -> Result<NodeStatus> {
     let state = runtime.state(node).await?;
     let endpoint = runtime.endpoint(node);
     let client = Client::new(vec![endpoint.clone()]);
-    let limit = Duration::from_secs(2);
-    let answer =
-        if state == NodeState::Running { tokio::time::timeout(limit, client.look("/status")).await.ok() } else { None };
+    let look = tokio::time::timeout(LOOK_TIMEOUT, client.look("/status"));
+    let answer = if state == NodeState::Running { look.await.ok() } else { None };
     let json = answer.and_then(|answer| answer.ok()).map(|answer| answer.json()).unwrap_or_default();
     let text = |name: &str| json.get(name).and_then(Value::as_str).map(str::to_owned);
     let lags = json.get("peers").and_then(Value::as_array).into_iter().flatten();

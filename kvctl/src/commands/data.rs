@@ -1,6 +1,6 @@
 //! put, get, delete, keys: with a causal session kept from command to command.
 
-use kvnode::client::{Answer, Client, Session, encode};
+use kvnode::client::{Answer, Client, Session};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -89,14 +89,13 @@ pub async fn delete(context: &Context, key: &str, args: &DataArgs) -> Result<()>
 pub async fn keys(context: &Context, prefix: &str, limit: Option<usize>, args: &DataArgs) -> Result<()> {
     let mut data = Data::open(context, args).await?;
     let mut all: Vec<String> = Vec::new();
-    let mut cursor = String::new();
+    let mut cursor: Option<String> = None;
     loop {
         let page = limit.map_or(PAGE, |limit| (limit - all.len()).min(PAGE));
         if page == 0 {
             break;
         }
-        let path = format!("/kvs?prefix={}&limit={page}{cursor}", encode(prefix));
-        let answer = data.client.request(reqwest::Method::GET, &path, None, &mut data.session).await?;
+        let answer = data.client.keys(prefix, page, cursor.as_deref(), &mut data.session).await?;
         let json = data.close(answer)?.json();
         let keys = json.get("keys").and_then(Value::as_array).cloned().unwrap_or_default();
         let keys: Vec<String> = keys.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect();
@@ -105,7 +104,7 @@ pub async fn keys(context: &Context, prefix: &str, limit: Option<usize>, args: &
         }
         all.extend(keys);
         match json.get("cursor").and_then(Value::as_str) {
-            Some(next) => cursor = format!("&cursor={}", encode(next)),
+            Some(next) => cursor = Some(next.to_owned()),
             None => break,
         }
     }

@@ -6,7 +6,7 @@ use kvnode::client::{Answer, Client};
 
 use crate::args::{Cli, Command, Output, Via};
 use crate::error::{Code, Failure, Result};
-use crate::runtime::Runtime;
+use crate::runtime::{NodeState, Runtime};
 use crate::state::{Record, StateDir};
 
 mod cluster;
@@ -41,21 +41,25 @@ impl Context {
         Ok((record, runtime))
     }
 
-    /// A client of the cluster: of one node if one is named, else of all, starting anywhere.
+    /// A client of the cluster: of one node if one is named, else of all, starting anywhere. Nodes that are known not to
+    /// run come last: a paused one takes connections and answers nothing.
     pub async fn client(&self, via: &Via) -> Result<Client> {
         let (record, runtime) = self.runtime().await?;
-        let nodes = match &via.via {
-            Some(name) => vec![runtime.endpoint(&record.spec.node(name)?)],
-            None => {
-                let mut all: Vec<String> = record.spec.node_specs().iter().map(|node| runtime.endpoint(node)).collect();
-                let mut start = [0];
-                getrandom::fill(&mut start).map_err(|error| Failure::environment(error.to_string()))?;
-                let length = all.len();
-                all.rotate_left(usize::from(start[0]) % length);
-                all
-            }
-        };
-        Ok(Client::new(nodes))
+        if let Some(name) = &via.via {
+            return Ok(Client::new(vec![runtime.endpoint(&record.spec.node(name)?)]));
+        }
+        let mut nodes = record.spec.node_specs();
+        let mut start = [0];
+        getrandom::fill(&mut start).map_err(|error| Failure::environment(error.to_string()))?;
+        let length = nodes.len();
+        nodes.rotate_left(usize::from(start[0]) % length);
+        let (mut first, mut last) = (Vec::new(), Vec::new());
+        for node in &nodes {
+            let runs = runtime.state(node).await? == NodeState::Running;
+            if runs { &mut first } else { &mut last }.push(runtime.endpoint(node));
+        }
+        first.append(&mut last);
+        Ok(Client::new(first))
     }
 }
 

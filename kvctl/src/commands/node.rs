@@ -22,6 +22,7 @@ pub async fn run(context: &Context, command: NodeCommand) -> Result<()> {
         NodeCommand::Pause { node } => (node, NodeAction::Pause),
         NodeCommand::Unpause { node } => (node, NodeAction::Unpause),
     };
+    context.record()?;
     let _lock = context.state.lock()?;
     let (record, runtime) = context.runtime().await?;
     let node = record.spec.node(&name)?;

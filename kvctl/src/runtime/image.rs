@@ -4,23 +4,30 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use bollard::Docker;
-use bollard::query_parameters::BuildImageOptionsBuilder;
+use bollard::query_parameters::{BuildImageOptionsBuilder, RemoveImageOptions, TagImageOptionsBuilder};
 use futures_util::StreamExt;
 
 use crate::error::{Failure, Result};
-use crate::render::Progress;
 
 /// Marks what kvctl made, and of which binary an image was built.
 pub const LABEL_BINARY: &str = "kvctl.binary";
 
 const SCRATCH: &str = "FROM scratch\nCOPY kvnode /kvnode\nENV DATA_DIR=/data\nVOLUME /data\nEXPOSE 8090\nSTOPSIGNAL SIGTERM\nENTRYPOINT [\"/kvnode\"]\n";
 
-/// Makes sure that the image exists and holds the binary at hand.
-pub async fn ensure(docker: &Docker, image: &str, kvnode: Option<&Path>, progress: &Progress) -> Result<()> {
+/// A build that is needed.
+pub enum Build {
+    /// Of a static binary, marked with its fingerprint.
+    Binary { path: PathBuf, bytes: Vec<u8>, mark: String },
+    /// Of the source tree here, by its Dockerfile.
+    Source(PathBuf),
+}
+
+/// What must be built so that the image holds the binary at hand; `None` if it does.
+pub async fn needed(docker: &Docker, image: &str, kvnode: Option<&Path>) -> Result<Option<Build>> {
     let present = docker.inspect_image(image).await.ok();
     let Some(kvnode) = kvnode.filter(|path| is_static_linux(path)) else {
         if present.is_some() {
-            return Ok(());
+            return Ok(None);
         }
         let source = source_tree().ok_or_else(|| {
             Failure::environment(format!(
@@ -28,18 +35,85 @@ pub async fn ensure(docker: &Docker, image: &str, kvnode: Option<&Path>, progres
                  run `cargo build --release` and try again"
             ))
         })?;
-        progress.step(&format!("building image {image} from {}", source.display()));
-        return build(docker, image, source_archive(&source)?, None).await;
+        return Ok(Some(Build::Source(source)));
     };
     let bytes =
         std::fs::read(kvnode).map_err(|error| Failure::environment(format!("{}: {error}", kvnode.display())))?;
     let mark = fingerprint(&bytes);
     let labels = present.and_then(|image| image.config).and_then(|config| config.labels);
     if labels.is_some_and(|labels| labels.get(LABEL_BINARY) == Some(&mark)) {
-        return Ok(());
+        return Ok(None);
     }
-    progress.step(&format!("building image {image} from {}", kvnode.display()));
-    build(docker, image, scratch_archive(&bytes)?, Some(mark)).await
+    Ok(Some(Build::Binary { path: kvnode.to_path_buf(), bytes, mark }))
+}
+
+impl Build {
+    pub fn from(&self) -> std::path::Display<'_> {
+        match self {
+            Self::Binary { path, .. } | Self::Source(path) => path.display(),
+        }
+    }
+
+    pub async fn run(self, docker: &Docker, image: &str) -> Result<()> {
+        match self {
+            Self::Binary { bytes, mark, .. } => build(docker, image, scratch_archive(&bytes)?, Some(mark)).await,
+            Self::Source(source) => build(docker, image, source_archive(&source)?, None).await,
+        }
+    }
+}
+
+/// What a name stood for before a build gave it to another image.
+pub struct Undo {
+    image: String,
+    before: Option<String>,
+}
+
+impl Undo {
+    pub async fn before(docker: &Docker, image: &str) -> Self {
+        Self { image: image.to_owned(), before: id(docker, image).await }
+    }
+
+    /// The name stands again for what it stood for, and what was built is gone.
+    pub async fn run(self, docker: &Docker) -> Result<()> {
+        let Some(now) = id(docker, &self.image).await.filter(|now| self.before.as_ref() != Some(now)) else {
+            return Ok(());
+        };
+        if let Some(before) = &self.before {
+            let (repo, tag) = split_tag(&self.image);
+            let options = TagImageOptionsBuilder::default().repo(repo).tag(tag).build();
+            docker.tag_image(before, Some(options)).await?;
+            return remove(docker, &now).await;
+        }
+        remove(docker, &self.image).await
+    }
+
+    /// The image that lost its name is of no use any more, unless it has another or is not ours.
+    pub async fn settle(self, docker: &Docker) {
+        let Some(before) = self.before else { return };
+        let Ok(image) = docker.inspect_image(&before).await else { return };
+        let labels = image.config.and_then(|config| config.labels).unwrap_or_default();
+        if labels.contains_key(LABEL_BINARY) && image.repo_tags.unwrap_or_default().is_empty() {
+            // A container may still be of it; then it stays.
+            let _ = remove(docker, &before).await;
+        }
+    }
+}
+
+async fn id(docker: &Docker, image: &str) -> Option<String> {
+    docker.inspect_image(image).await.ok()?.id
+}
+
+async fn remove(docker: &Docker, image: &str) -> Result<()> {
+    docker.remove_image(image, None::<RemoveImageOptions>, None).await?;
+    Ok(())
+}
+
+/// `registry:5000/name:tag` → name and tag.
+fn split_tag(image: &str) -> (&str, &str) {
+    match image.rsplit_once(':') {
+        Some((repo, tag)) if !tag.contains('/') => (repo, tag),
+        _ => (image, "latest"),
+    }
 }
 
 fn fingerprint(bytes: &[u8]) -> String {
@@ -121,4 +195,16 @@ async fn build(docker: &Docker, image: &str, archive: Vec<u8>, mark: Option<Stri
         said.push_str(step.stream.as_deref().unwrap_or_default());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_comes_after_the_last_folder() {
+        assert_eq!(split_tag("asg4img"), ("asg4img", "latest"));
+        assert_eq!(split_tag("a.example:5000/kv"), ("a.example:5000/kv", "latest"));
+        assert_eq!(split_tag("a.example:5000/kv:2"), ("a.example:5000/kv", "2"));
+    }
 }

@@ -4,19 +4,22 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::{NodeAction, NodeState, local_ip, ports};
 use crate::cluster::{NODE_PORT, NodeSpec};
 use crate::error::{Code, Failure, Result};
-use crate::render::{Progress, write_out};
+use crate::plan::{Act, Found, Place, plan};
+use crate::render::Progress;
 use crate::state::{Record, StateDir};
 
 /// A node that was asked to leave is gone within this.
@@ -77,9 +80,12 @@ impl Cluster {
     }
 
     pub fn up(&self, kvnode: &Path, progress: &Progress) -> Result<()> {
-        let down: Vec<NodeSpec> =
-            self.record.spec.node_specs().into_iter().filter(|node| self.pid(node).is_none()).collect();
-        for node in &down {
+        let found = |node: NodeSpec| {
+            let found = Found { state: self.state(&node), place: Place::Right };
+            (node, found)
+        };
+        let steps = plan(self.record.spec.node_specs().into_iter().map(found).collect());
+        for (node, _) in steps.iter().filter(|(_, act)| *act != Act::Unpause) {
             let address = SocketAddr::from((local_ip(node), NODE_PORT));
             if let Some(holder) = ports::holder(address) {
                 return Err(Failure::environment(format!("{address}, which {} needs, is held by {holder}", node.name)));
@@ -88,10 +94,17 @@ impl Cluster {
         self.state.make("pids")?;
         let binary = fs::canonicalize(kvnode).map_err(|error| fail(kvnode, &error))?;
         fs::write(self.binary_path(), binary.to_string_lossy().as_bytes()).map_err(|error| fail(kvnode, &error))?;
-        for node in down {
-            progress.step(&format!("starting {}", node.name));
-            self.start(&node)?;
-            self.started.borrow_mut().push(node);
+        progress.expect(steps.len());
+        for (node, act) in steps {
+            progress.step(&format!("{} {}", act.doing(), node.name));
+            match self.pid(&node) {
+                Some((pid, _)) => self.signal(&node, pid, Signal::CONT)?,
+                None => {
+                    self.start(&node)?;
+                    self.started.borrow_mut().push(node);
+                }
+            }
+            progress.did(1);
         }
         Ok(())
     }
@@ -105,7 +118,7 @@ impl Cluster {
         let binary = fs::read_to_string(self.binary_path()).map_err(|error| fail(&self.binary_path(), &error))?;
         let spec = &self.record.spec;
         let address = format!("{}:{NODE_PORT}", local_ip(node));
-        let child = Command::new(&binary)
+        let mut child = Command::new(&binary)
             .env_clear()
             .env("SOCKET_ADDRESS", &address)
             .env("LISTEN_ADDRESS", &address)
@@ -123,30 +136,59 @@ impl Cluster {
             .map_err(|error| fail(Path::new(&binary), &error))?;
         let pid = child.id() as i32;
         let (started, _) = process(pid).ok_or_else(|| Failure::environment(format!("{} died at once", node.name)))?;
-        fs::write(self.pid_path(node), format!("{pid} {started}")).map_err(|error| fail(&self.pid_path(node), &error))
+        fs::write(self.pid_path(node), format!("{pid} {started}")).map_err(|error| {
+            // A process that nobody knows of must not stay.
+            let _ = child.kill();
+            fail(&self.pid_path(node), &error)
+        })
     }
 
-    pub fn undo(&self) {
-        for node in self.started.borrow_mut().drain(..) {
-            if let Some((pid, _)) = self.pid(&node) {
-                // It may have died by itself.
-                let _ = kill_process(pid, Signal::KILL);
+    pub async fn undo(&self) {
+        let started: Vec<NodeSpec> = self.started.borrow_mut().drain(..).collect();
+        for node in &started {
+            if let Some((pid, _)) = self.pid(node) {
+                // It may have ended by itself.
+                let _ = self.signal(node, pid, Signal::KILL);
             }
-            let _ = fs::remove_file(self.pid_path(&node));
+        }
+        for node in &started {
+            let _ = self.ends(node).await;
+            let _ = fs::remove_file(self.pid_path(node));
         }
     }
 
-    pub fn down(&self) -> Result<()> {
-        for node in self.record.spec.node_specs() {
-            if let Some((pid, _)) = self.pid(&node) {
-                self.signal(&node, pid, Signal::KILL)?;
+    /// Ends all nodes. Those whose data stays are asked to leave first, so that nothing is in one copy only.
+    pub async fn down(&self, data: bool) -> Result<()> {
+        let nodes = self.record.spec.node_specs();
+        let running = || nodes.iter().filter_map(|node| Some((node, self.pid(node)?.0)));
+        if !data {
+            for (node, pid) in running() {
+                self.signal(node, pid, Signal::CONT)?;
+                self.signal(node, pid, Signal::TERM)?;
             }
+            // One that does not leave in time is ended below.
+            let _ = join_all(nodes.iter().map(|node| self.ends(node))).await;
+        }
+        for (node, pid) in running() {
+            self.signal(node, pid, Signal::KILL)?;
+        }
+        for node in &nodes {
+            self.ends(node).await?;
         }
         Ok(())
     }
 
+    /// Waits until a node's process is gone, and its files and its address with it.
+    async fn ends(&self, node: &NodeSpec) -> Result<()> {
+        self.until(node, "gone", || self.pid(node).is_none()).await
+    }
+
+    /// Sends a signal; that the process has just ended by itself is no failure.
     fn signal(&self, node: &NodeSpec, pid: Pid, signal: Signal) -> Result<()> {
-        kill_process(pid, signal).map_err(|error| Failure::environment(format!("{}: {error}", node.name)))
+        match kill_process(pid, signal) {
+            Err(error) if error != Errno::SRCH => Err(Failure::environment(format!("{}: {error}", node.name))),
+            _ => Ok(()),
+        }
     }
 
     pub async fn act(&self, node: &NodeSpec, action: NodeAction) -> Result<()> {
@@ -184,30 +226,31 @@ impl Cluster {
 
     /// Waits until a signal has had its effect.
     async fn becomes(&self, node: &NodeSpec, state: NodeState) -> Result<()> {
+        self.until(node, state.name(), || self.state(node) == state).await
+    }
+
+    async fn until(&self, node: &NodeSpec, what: &str, holds: impl Fn() -> bool) -> Result<()> {
         let deadline = Instant::now() + STOP_MAX;
-        while self.state(node) != state {
+        while !holds() {
             if Instant::now() > deadline {
-                let text = format!("{} was not {} within {STOP_MAX:?}", node.name, state.name());
-                return Err(Failure::new(Code::TimedOut, text));
+                return Err(Failure::new(Code::TimedOut, format!("{} was not {what} within {STOP_MAX:?}", node.name)));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(())
     }
 
-    pub async fn logs(&self, node: &NodeSpec, follow: bool) -> Result<()> {
+    pub async fn logs(&self, node: &NodeSpec, follow: bool, out: &mut dyn FnMut(&[u8])) -> Result<()> {
         let path = self.log_path(node);
-        let mut file = tokio::fs::File::open(&path).await.map_err(|error| fail(&path, &error))?;
-        let mut at = 0;
+        let mut file = fs::File::open(&path).map_err(|error| fail(&path, &error))?;
+        let mut part = vec![0; 1 << 16];
         loop {
-            let mut more = Vec::new();
-            file.seek(std::io::SeekFrom::Start(at)).await.map_err(|error| fail(&path, &error))?;
-            at += file.read_to_end(&mut more).await.map_err(|error| fail(&path, &error))? as u64;
-            write_out(&more);
-            if !follow {
-                return Ok(());
+            // A file on disk is always there to be read: nothing to wait for but that it grows.
+            match file.read(&mut part).map_err(|error| fail(&path, &error))? {
+                0 if !follow => return Ok(()),
+                0 => tokio::time::sleep(Duration::from_millis(200)).await,
+                length => out(&part[..length]),
             }
-            tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use crate::args::RuntimeArg;
 use crate::cluster::{NODE_PORT, NodeSpec};
 use crate::error::{Failure, Result};
-use crate::render::Progress;
+use crate::interrupt::Interrupt;
+use crate::render::{Progress, say};
 use crate::state::{Record, RuntimeKind, StateDir};
 
 pub mod docker;
@@ -65,10 +66,18 @@ pub async fn choose(wanted: Option<RuntimeArg>, known: Option<RuntimeKind>) -> R
         (Some(RuntimeArg::Auto) | None, None) => match engine::connect().await {
             Ok(_) => Ok(RuntimeKind::Docker),
             Err(failure) => {
-                eprintln!("{failure}; running the nodes as local processes instead (--runtime docker to insist)");
+                say(&format!("{failure}; running the nodes as local processes instead (--runtime docker to insist)"));
                 Ok(RuntimeKind::Local)
             }
         },
+    }
+}
+
+/// The secret of nodes of this cluster that are there although no cluster is remembered.
+pub async fn secret_left(kind: RuntimeKind, cluster: &str) -> Result<Option<String>> {
+    match kind {
+        RuntimeKind::Docker => docker::secret_of(&engine::connect().await?, cluster).await,
+        RuntimeKind::Local => Ok(None),
     }
 }
 
@@ -81,10 +90,10 @@ impl Runtime {
     }
 
     /// Makes everything that is missing. After a failure nothing is left that this call made.
-    pub async fn up(&self, kvnode: Option<&Path>, progress: &Progress) -> Result<()> {
+    pub async fn up(&self, kvnode: Option<&Path>, interrupt: &Interrupt, progress: &Progress) -> Result<()> {
         let kvnode = find_kvnode(kvnode)?;
         match self {
-            Self::Docker(cluster) => cluster.up(kvnode.as_deref(), progress).await,
+            Self::Docker(cluster) => cluster.up(kvnode.as_deref(), interrupt, progress).await,
             Self::Local(cluster) => {
                 let kvnode = kvnode.ok_or_else(|| {
                     Failure::environment("no kvnode binary beside kvctl: build it with `cargo build --release`, or name one with --kvnode")
@@ -94,18 +103,26 @@ impl Runtime {
         }
     }
 
+    /// The `up` has succeeded: what it made stays, what it took the place of goes.
+    pub async fn settle(&self) {
+        match self {
+            Self::Docker(cluster) => cluster.settle().await,
+            Self::Local(_) => {}
+        }
+    }
+
     /// Takes away what the failed `up` made.
     pub async fn undo(&self) {
         match self {
             Self::Docker(cluster) => cluster.undo().await,
-            Self::Local(cluster) => cluster.undo(),
+            Self::Local(cluster) => cluster.undo().await,
         }
     }
 
     pub async fn down(&self, data: bool) -> Result<()> {
         match self {
             Self::Docker(cluster) => cluster.down(data).await,
-            Self::Local(cluster) => cluster.down(),
+            Self::Local(cluster) => cluster.down(data).await,
         }
     }
 
@@ -123,10 +140,11 @@ impl Runtime {
         }
     }
 
-    pub async fn logs(&self, node: &NodeSpec, follow: bool) -> Result<()> {
+    /// Gives `out` what a node has logged, a part at a time; with `follow`, goes on.
+    pub async fn logs(&self, node: &NodeSpec, follow: bool, out: &mut dyn FnMut(&[u8])) -> Result<()> {
         match self {
-            Self::Docker(cluster) => cluster.logs(node, follow).await,
-            Self::Local(cluster) => cluster.logs(node, follow).await,
+            Self::Docker(cluster) => cluster.logs(node, follow, out).await,
+            Self::Local(cluster) => cluster.logs(node, follow, out).await,
         }
     }
 

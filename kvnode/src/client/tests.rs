@@ -30,7 +30,8 @@ async fn node(does: Does) -> (String, Arc<AtomicUsize>) {
             assert!(length > 0, "a request");
             counter.fetch_add(1, Ordering::SeqCst);
             if let Does::Answer(status, body) = does {
-                let head = format!("HTTP/1.1 {status} X\r\nX-Causal-Metadata: T2\r\nContent-Length: {}\r\n", body.len());
+                let head =
+                    format!("HTTP/1.1 {status} X\r\nX-Causal-Metadata: T2\r\nContent-Length: {}\r\n", body.len());
                 let text = format!("{head}Connection: close\r\n\r\n{body}");
                 stream.write_all(text.as_bytes()).await.expect("the client reads");
             }

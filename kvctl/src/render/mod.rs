@@ -1,0 +1,69 @@
+//! What a person or a program sees: data on standard output, everything else on standard error.
+
+use std::io::{ErrorKind, Write};
+
+use comfy_table::Table;
+use serde::Serialize;
+
+use crate::args::Output;
+use crate::error::{Code, Failure};
+
+mod progress;
+
+pub use progress::Progress;
+
+/// Writes data. A reader that has gone away ends the command quietly; data that can't be written (a full disk) is a failure.
+pub fn write_out(bytes: &[u8]) {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            say(&format!("kvctl: standard output: {error}"));
+            std::process::exit(i32::from(Code::Environment as u8));
+        }
+    }
+}
+
+/// Writes one line of data.
+pub fn line(text: &str) {
+    write_out(format!("{text}\n").as_bytes());
+}
+
+/// Writes one JSON document, or what `text` makes of it.
+pub fn show<T: Serialize>(output: Output, value: &T, text: impl FnOnce()) {
+    match output {
+        Output::Json => line(&serde_json::to_string(value).expect("answers are plain data")),
+        Output::Text => text(),
+    }
+}
+
+/// A table without borders: columns line up for people and split well for programs.
+pub fn table(header: &[&str], rows: Vec<Vec<String>>) {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(header.iter().map(ToString::to_string));
+    rows.into_iter().for_each(|row| {
+        table.add_row(row);
+    });
+    let text: Vec<String> = table.to_string().lines().map(|line| line.trim().to_owned()).collect();
+    line(&text.join("\n"));
+}
+
+/// A line for people. Nobody may be listening; that is no reason to fail.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A question, answered on the same line.
+pub fn prompt(text: &str) {
+    let mut err = std::io::stderr();
+    let _ = write!(err, "{text}").and_then(|()| err.flush());
+}
+
+/// Tells why the command failed: people on standard error, and programs that asked for a document by one.
+pub fn failed(output: Output, failure: &Failure) {
+    say(&format!("kvctl: {failure}"));
+    if output == Output::Json {
+        line(&serde_json::json!({"error": failure.message, "exit-code": failure.code as u8}).to_string());
+    }
+}

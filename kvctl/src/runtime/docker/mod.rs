@@ -1,0 +1,251 @@
+//! Nodes as containers. Everything kvctl makes carries a label with the cluster's name; it works with ids, because Docker
+//! allows two networks of one name.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::Path;
+
+use bollard::Docker;
+use bollard::query_parameters::{
+    KillContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveVolumeOptions,
+    StopContainerOptionsBuilder,
+};
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+
+use super::{NodeAction, NodeState, image};
+use crate::cluster::{NodeSpec, Spec};
+use crate::error::{Code, Failure, Result};
+use crate::interrupt::Interrupt;
+use crate::plan::{Act, plan};
+use crate::render::Progress;
+use crate::state::Record;
+
+mod container;
+mod network;
+
+/// The label of what belongs to a cluster; its value is the cluster's name.
+const LABEL: &str = "kvctl.cluster";
+/// Seconds that Docker waits for a node to leave before it kills it; a node takes 10 at most.
+const STOP_SECONDS: i32 = 12;
+
+pub struct Cluster {
+    docker: Docker,
+    record: Record,
+    /// What this command made, in order.
+    made: RefCell<Vec<Made>>,
+}
+
+enum Made {
+    Image(image::Undo),
+    Network(String),
+    Volume(String),
+    Container(String),
+}
+
+/// `None` for "there is no such thing".
+fn present<T>(answer: std::result::Result<T, bollard::errors::Error>) -> Result<Option<T>> {
+    match answer {
+        Ok(thing) => Ok(Some(thing)),
+        Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// All containers of a cluster, by label.
+async fn labelled(docker: &Docker, cluster: &str) -> Result<Vec<String>> {
+    let ours = HashMap::from([("label".to_owned(), vec![format!("{LABEL}={cluster}")])]);
+    let options = ListContainersOptionsBuilder::default().all(true).filters(&ours).build();
+    Ok(docker.list_containers(Some(options)).await?.into_iter().filter_map(|container| container.id).collect())
+}
+
+/// The secret of containers of this cluster that are there although this kvctl remembers no such cluster: they were made
+/// with another state folder, and those that join them must prove the same secret.
+pub async fn secret_of(docker: &Docker, cluster: &str) -> Result<Option<String>> {
+    let Some(first) = labelled(docker, cluster).await?.into_iter().next() else { return Ok(None) };
+    let container = present(docker.inspect_container(&first, None).await)?;
+    Ok(container.and_then(|container| container::variable(&container, "CLUSTER_SECRET")))
+}
+
+impl Cluster {
+    pub fn new(docker: Docker, record: Record) -> Self {
+        Self { docker, record, made: RefCell::new(Vec::new()) }
+    }
+
+    fn spec(&self) -> &Spec {
+        &self.record.spec
+    }
+
+    fn labels(&self) -> HashMap<String, String> {
+        [(LABEL.to_owned(), self.spec().name.clone())].into()
+    }
+
+    fn is_own(&self, labels: Option<&HashMap<String, String>>) -> bool {
+        labels.and_then(|labels| labels.get(LABEL)) == Some(&self.spec().name)
+    }
+
+    /// Makes what is missing and mends what is not as it should be. Looks for what is in the way before it makes anything.
+    pub async fn up(&self, kvnode: Option<&Path>, interrupt: &Interrupt, progress: &Progress) -> Result<()> {
+        let network = self.own_network().await?;
+        let (mut found, mut image) = (Vec::new(), None);
+        for node in self.spec().node_specs() {
+            let (state, of) = self.found(&node, network.as_deref()).await?;
+            found.push((node, state));
+            image = image.or(of);
+        }
+        let steps = plan(found);
+        if steps.is_empty() {
+            return Ok(());
+        }
+        progress.expect(steps.len());
+        for (node, act) in &steps {
+            if matches!(act, Act::Make | Act::Start) {
+                self.check_port(node).await?;
+            }
+        }
+        if network.is_none() {
+            self.check_subnet().await?;
+        }
+        // A node that joins others is of their image, whatever was built since: a repair is no upgrade.
+        let image = match image {
+            Some(image) => image,
+            None => interrupt.or(self.ensure_image(kvnode, progress)).await?,
+        };
+        let network = match network {
+            Some(network) => network,
+            None => {
+                progress.step(&format!("making network {}", self.spec().network()));
+                self.make_network().await?
+            }
+        };
+        for (node, act) in &steps {
+            interrupt.check()?;
+            progress.step(&format!("{} {}", act.doing(), self.spec().container(node)));
+            self.mend(node, *act, &network, &image).await?;
+            progress.did(1);
+        }
+        Ok(())
+    }
+
+    async fn ensure_image(&self, kvnode: Option<&Path>, progress: &Progress) -> Result<String> {
+        let name = &self.spec().image;
+        if let Some(build) = image::needed(&self.docker, name, kvnode).await? {
+            let undo = image::Undo::before(&self.docker, name).await;
+            self.made.borrow_mut().push(Made::Image(undo));
+            progress.step(&format!("building image {name} from {}", build.from()));
+            build.run(&self.docker, name).await?;
+        }
+        Ok(name.clone())
+    }
+
+    async fn mend(&self, node: &NodeSpec, act: Act, network: &str, image: &str) -> Result<()> {
+        let name = self.spec().container(node);
+        match act {
+            Act::Make => self.make_node(node, network, image).await,
+            Act::Replace => {
+                self.remove(&name).await?;
+                self.check_port(node).await?;
+                self.make_node(node, network, image).await
+            }
+            Act::Start => Ok(self.docker.start_container(&name, None).await?),
+            Act::Restart => Ok(self.docker.restart_container(&name, None).await?),
+            Act::Unpause => Ok(self.docker.unpause_container(&name).await?),
+        }
+    }
+
+    /// What this command made stays.
+    pub async fn settle(&self) {
+        let made: Vec<Made> = self.made.borrow_mut().drain(..).collect();
+        for thing in made {
+            if let Made::Image(undo) = thing {
+                undo.settle(&self.docker).await;
+            }
+        }
+    }
+
+    pub async fn undo(&self) {
+        let made: Vec<Made> = self.made.borrow_mut().drain(..).collect();
+        for thing in made.into_iter().rev() {
+            // Whatever can't be removed is gone already, or the engine is.
+            let _ = match thing {
+                Made::Container(id) => self.remove(&id).await,
+                Made::Network(id) => self.docker.remove_network(&id).await.map_err(Failure::from),
+                Made::Volume(name) => {
+                    self.docker.remove_volume(&name, None::<RemoveVolumeOptions>).await.map_err(Failure::from)
+                }
+                Made::Image(undo) => undo.run(&self.docker).await,
+            };
+        }
+    }
+
+    /// Removes the cluster. Nodes whose data stays are asked to leave first, so that nothing is in one copy only.
+    pub async fn down(&self, data: bool) -> Result<()> {
+        let containers = labelled(&self.docker, &self.spec().name).await?;
+        if !data {
+            let stop = StopContainerOptionsBuilder::default().t(STOP_SECONDS).build();
+            // One that is paused or stopped can't be stopped; it is removed all the same.
+            join_all(containers.iter().map(|id| self.docker.stop_container(id, Some(stop.clone())))).await;
+        }
+        for container in containers {
+            self.remove(&container).await?;
+        }
+        for network in self.networks().await?.iter().filter(|network| self.is_own(network.labels.as_ref())) {
+            present(self.docker.remove_network(network.id.as_deref().unwrap_or_default()).await)?;
+        }
+        if data {
+            for node in self.spec().node_specs() {
+                present(self.docker.remove_volume(&self.spec().volume(&node), None::<RemoveVolumeOptions>).await)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub async fn state(&self, node: &NodeSpec) -> Result<NodeState> {
+        let container = present(self.docker.inspect_container(&self.spec().container(node), None).await)?;
+        Ok(container.map_or(NodeState::Missing, |container| container::state_of(container.state.as_ref())))
+    }
+
+    fn missing(&self, node: &NodeSpec) -> Failure {
+        let text = format!("container '{}' is missing; `kvctl cluster up` makes it again", self.spec().container(node));
+        Failure::new(Code::NotFound, text)
+    }
+
+    pub async fn act(&self, node: &NodeSpec, action: NodeAction) -> Result<()> {
+        let name = self.spec().container(node);
+        if self.own_container(node).await?.is_none() {
+            return Err(self.missing(node));
+        }
+        let running = self.state(node).await?;
+        let stop = StopContainerOptionsBuilder::default().t(STOP_SECONDS).build();
+        let kill = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
+        match (action, running) {
+            (NodeAction::Start, NodeState::Stopped) => self.docker.start_container(&name, None).await?,
+            (NodeAction::Start, _) => {}
+            (NodeAction::Stop, NodeState::Stopped) => {}
+            (_, NodeState::Stopped) => return Err(Failure::new(Code::Conflict, format!("{name} does not run"))),
+            (NodeAction::Stop, NodeState::Paused) => {
+                self.docker.unpause_container(&name).await?;
+                self.docker.stop_container(&name, Some(stop)).await?;
+            }
+            (NodeAction::Stop, _) => self.docker.stop_container(&name, Some(stop)).await?,
+            (NodeAction::Kill, _) => self.docker.kill_container(&name, Some(kill)).await?,
+            (NodeAction::Pause, NodeState::Paused) => {}
+            (NodeAction::Pause, _) => self.docker.pause_container(&name).await?,
+            (NodeAction::Unpause, NodeState::Paused) => self.docker.unpause_container(&name).await?,
+            (NodeAction::Unpause, _) => {}
+        }
+        Ok(())
+    }
+
+    pub async fn logs(&self, node: &NodeSpec, follow: bool, out: &mut dyn FnMut(&[u8])) -> Result<()> {
+        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).follow(follow).build();
+        let mut lines = self.docker.logs(&self.spec().container(node), Some(options));
+        while let Some(line) = lines.next().await {
+            match present(line)? {
+                Some(line) => out(&line.into_bytes()),
+                None => return Err(self.missing(node)),
+            }
+        }
+        Ok(())
+    }
+}
