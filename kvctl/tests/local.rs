@@ -2,12 +2,12 @@
 
 mod support;
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
 use serde_json::Value;
-use support::{Cluster, chain, until};
+use support::{Cluster, Said, chain, until};
 
 /// A cluster on loopback addresses of its own.
 fn cluster(name: &str, block: u8) -> Cluster {
@@ -29,6 +29,10 @@ fn up_use_and_down() {
     assert_eq!(cluster.ok(&["get", "x", "--via", "frank"]), "1\n");
     cluster.ok(&["put", "big", "12345678901234567890.12345678901234567890"]);
     assert_eq!(cluster.ok(&["get", "big"]), "12345678901234567890.12345678901234567890\n");
+    cluster.ok(&["put", "minus", "-5"]);
+    assert_eq!(cluster.ok(&["get", "minus"]), "-5\n");
+    assert_eq!(cluster.ok(&["delete", "minus"]), "deleted (2 replicas)\n");
+    assert_eq!(cluster.run(&["put", "..", "1"]).code, 2, "no URL can name it");
     cluster.ok(&["put", "a/b c", "plain text"]);
     assert_eq!(cluster.ok(&["get", "a/b c"]), "plain text\n");
     assert_eq!(cluster.ok(&["keys"]), "a/b c\nbig\nx\n");
@@ -53,7 +57,7 @@ fn up_use_and_down() {
 fn json_is_one_document_on_every_command() {
     let cluster = cluster("json", 2);
     cluster.up();
-    let commands: [&[&str]; 9] = [
+    let commands: [&[&str]; 10] = [
         &["cluster", "up"],
         &["cluster", "status"],
         &["put", "x", "{\"a\":[1,2]}"],
@@ -63,9 +67,12 @@ fn json_is_one_document_on_every_command() {
         &["shard", "key-count", "s1"],
         &["node", "pause", "bob"],
         &["node", "unpause", "bob"],
+        &["cluster", "logs", "bob"],
     ];
-    for command in commands {
-        let out = cluster.ok(&[command, &["-o", "json"]].concat());
+    let refusals: [&[&str]; 3] = [&["get", "nothing"], &["cluster", "down"], &["cluster", "logs", "bob", "-f"]];
+    for (command, succeeds) in commands.map(|one| (one, true)).into_iter().chain(refusals.map(|one| (one, false))) {
+        let Said { code, out, .. } = cluster.run(&[command, &["-o", "json"]].concat());
+        assert_eq!(code == 0, succeeds, "{command:?}: {out}");
         let documents: Vec<_> = serde_json::Deserializer::from_str(&out).into_iter::<Value>().collect();
         assert!(documents.len() == 1 && documents[0].is_ok(), "{command:?}: {out}");
     }
@@ -84,9 +91,14 @@ fn nodes_come_and_go_and_up_repairs() {
     assert!(cluster.all_ready());
     assert_eq!(cluster.ok(&["get", "x", "--via", "bob"]), "2\n");
     assert_eq!(cluster.ok(&["node", "pause", "dave"]), "dave paused\n");
-    cluster.ok(&["get", "x", "--via", "alice"]);
+    for _ in 0..6 {
+        cluster.ok(&["get", "x"]);
+    }
     cluster.ok(&["node", "unpause", "dave"]);
     until("all are ready again", || cluster.all_ready());
+    cluster.ok(&["node", "pause", "dave"]);
+    cluster.up();
+    assert!(cluster.all_ready(), "up unpauses");
     assert!(cluster.ok(&["cluster", "logs", "alice"]).contains("serving shard s1"));
 }
 
@@ -139,4 +151,80 @@ fn a_reader_that_goes_away_ends_the_command_quietly() {
     let mut said = String::new();
     child.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
     assert_eq!((child.wait().expect("it ends").code(), said.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn data_that_can_not_be_written_is_a_failure() {
+    let cluster = cluster("full", 8);
+    cluster.up();
+    cluster.ok(&["put", "x", "1"]);
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+    let said: Said = cluster.command(&["get", "x"]).stdout(full).output().expect("it starts").into();
+    assert_eq!((said.code, said.err.contains("standard output")), (10, true), "{said:?}");
+}
+
+#[test]
+fn commands_at_once_lose_nothing_of_a_session() {
+    let cluster = cluster("session", 9);
+    cluster.up();
+    // Names that differ after a dot only, and by the suffixes of the files they are kept in.
+    let sessions = ["a.b", "a.c", "a", "a.lock", "a.context"];
+    std::thread::scope(|scope| {
+        for (number, session) in sessions.iter().cycle().take(15).enumerate() {
+            let cluster = &cluster;
+            scope.spawn(move || cluster.ok(&["put", &format!("key-{number}"), "1", "--session", session]));
+        }
+    });
+    for (number, session) in sessions.iter().cycle().take(15).enumerate() {
+        assert_eq!(cluster.ok(&["get", &format!("key-{number}"), "--session", session]), "1\n");
+    }
+    cluster.ok(&["put", "y", "1", "--no-session"]);
+    assert!(!cluster.state().join("sessions/default.context").exists(), "--no-session remembers nothing");
+}
+
+/// Reads what a command says on standard error until a line holds `text`.
+fn hear(child: &mut Child, text: &str) -> String {
+    let mut lines = BufReader::new(child.stderr.as_mut().expect("piped")).lines().map(|line| line.expect("text"));
+    lines.find(|line| line.contains(text)).unwrap_or_else(|| panic!("it never said '{text}'"))
+}
+
+#[test]
+fn an_interrupted_up_leaves_nothing_and_a_second_kvctl_names_the_first() {
+    let cluster = cluster("int", 10);
+    let never_ready = cluster.stand_in("exec /bin/sleep 100");
+    let mut up = cluster.up_command();
+    let mut child = up.env("KVNODE", never_ready).stderr(Stdio::piped()).spawn().expect("it starts");
+    hear(&mut child, "waiting until ready: alice, bob, carol, dave, erin, frank");
+    let said = cluster.try_up();
+    let first = format!("process {}", child.id());
+    assert_eq!((said.code, said.err.contains(&first)), (5, true), "{said:?}");
+    let pids: Vec<String> = ["alice", "frank"]
+        .map(|node| std::fs::read_to_string(cluster.state().join("pids").join(node)).expect("it was started"))
+        .map(|text| text.split(' ').next().expect("a number").to_owned())
+        .into();
+    let pid = rustix::process::Pid::from_raw(child.id() as i32).expect("not 0");
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
+    hear(&mut child, "interrupted");
+    assert_eq!(child.wait().expect("it ends").code(), Some(1));
+    assert!(!cluster.state().exists(), "nothing is left");
+    for pid in pids {
+        let gone = || std::fs::read_to_string(format!("/proc/{pid}/comm")).map_or(true, |name| name.trim() != "sleep");
+        until("the processes are gone", gone);
+    }
+}
+
+#[test]
+fn a_cluster_that_does_not_get_ready_says_who_and_why() {
+    let cluster = cluster("late", 11);
+    let never_ready = cluster.stand_in("exec /bin/sleep 100");
+    let said: Said =
+        cluster.up_command().env("KVNODE", never_ready).args(["--wait", "1"]).output().expect("starts").into();
+    assert_eq!((said.code, said.out.as_str()), (6, ""), "{said:?}");
+    assert!(said.err.contains("alice: no node can be reached"), "{said:?}");
+
+    let dies = cluster.stand_in("echo its last words; exit 1");
+    let said: Said = cluster.up_command().env("KVNODE", dies).output().expect("starts").into();
+    assert_eq!((said.code, said.out.as_str()), (1, ""), "{said:?}");
+    assert!(said.err.contains("ended by itself") && said.err.contains("its last words"), "{said:?}");
+    assert!(!cluster.state().exists(), "nothing is left");
 }

@@ -55,6 +55,28 @@ impl Cluster {
         Self { name, home, up: up.iter().map(ToString::to_string).collect() }
     }
 
+    /// A program that is taken for kvnode: a shell script of these lines.
+    pub fn stand_in(&self, lines: &str) -> PathBuf {
+        use std::os::unix::fs::OpenOptionsExt;
+        let path = self.home.path().join("stand-in");
+        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o755).open(&path);
+        let file = file.as_mut().expect("a file");
+        std::io::Write::write_all(file, format!("#!/bin/sh\n{lines}\n").as_bytes()).expect("written");
+        path
+    }
+
+    /// What kvctl keeps of this cluster.
+    pub fn state(&self) -> PathBuf {
+        self.home.path().join("state/kvctl").join(&self.name)
+    }
+
+    /// `cluster up` with the cluster's options.
+    pub fn up_command(&self) -> Command {
+        let mut command = self.command(&["cluster", "up"]);
+        command.args(&self.up);
+        command
+    }
+
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvctl"));
         command.env("HOME", self.home.path()).env("XDG_STATE_HOME", self.home.path().join("state"));
@@ -74,9 +96,7 @@ impl Cluster {
     }
 
     pub fn try_up(&self) -> Said {
-        let mut arguments = vec!["cluster", "up"];
-        arguments.extend(self.up.iter().map(String::as_str));
-        self.run(&arguments)
+        self.up_command().output().expect("kvctl starts").into()
     }
 
     pub fn up(&self) -> String {
