@@ -11,8 +11,19 @@ use support::{Cluster, Said, chain, until};
 /// One at a time: they share an engine and this machine.
 static ONE: Mutex<()> = Mutex::new(());
 
+/// A turn to use the engine. The image that the tests made goes with it; that the next makes it again takes no second.
+struct Turn {
+    _one: MutexGuard<'static, ()>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        docker(&["rmi", &image()]);
+    }
+}
+
 /// The turn to use the engine; `None` where there is none.
-fn engine() -> Option<MutexGuard<'static, ()>> {
+fn engine() -> Option<Turn> {
     let turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let answers = Command::new("docker").arg("version").output().is_ok_and(|output| output.status.success());
     if !answers {
@@ -21,7 +32,21 @@ fn engine() -> Option<MutexGuard<'static, ()>> {
         eprintln!("SKIPPED: no Docker engine answers");
         return None;
     }
-    Some(turn)
+    Some(Turn { _one: turn })
+}
+
+/// Another run of these tests may use the engine at the same time: names, networks and ports are this process's own.
+fn image() -> String {
+    format!("kvctl-test-{}", std::process::id())
+}
+
+/// The second number of a test's network.
+fn second(block: u16) -> u16 {
+    100 + (std::process::id() % 14) as u16 * 10 + block
+}
+
+fn port(offset: u16) -> u16 {
+    18_000 + (std::process::id() % 28) as u16 * 500 + offset
 }
 
 fn docker(arguments: &[&str]) -> Said {
@@ -34,9 +59,14 @@ fn docker_ok(arguments: &[&str]) -> String {
     said.out
 }
 
+/// The options of a cluster on a network and on ports of its own.
+fn options(block: u16, ports_from: u16) -> Vec<String> {
+    let (subnet, ports) = (format!("10.{}.0.0/16", second(block)), ports_from.to_string());
+    ["--runtime", "docker", "--subnet", &subnet, "--ports-from", &ports, "--image", &image()].map(str::to_owned).into()
+}
+
 fn cluster(name: &str, block: u16) -> Cluster {
-    let (subnet, ports) = (format!("10.{}.0.0/16", 180 + block), (18_000 + 20 * block).to_string());
-    Cluster::new(name, &["--runtime", "docker", "--subnet", &subnet, "--ports-from", &ports, "--image", "kvctl-test"])
+    Cluster::new(name, &options(block, port(20 * block)))
 }
 
 #[test]
@@ -56,7 +86,7 @@ fn a_chain_of_600_keys_then_with_a_node_killed_and_the_network_cut() {
     for number in 0..20 {
         cluster.ok(&["put", &format!("cut-{number}"), "1", "--via", "alice"]);
     }
-    docker_ok(&["network", "connect", "--ip", "10.181.0.3", &network, &bob]);
+    docker_ok(&["network", "connect", "--ip", &format!("10.{}.0.3", second(1)), &network, &bob]);
     // Docker has dropped his published port; `up` brings it back, and wakes who is paused.
     docker_ok(&["pause", &format!("{}-dave", cluster.name)]);
     cluster.up();
@@ -101,23 +131,27 @@ fn a_chain_with_a_node_killed_half_way_and_repair() {
 fn what_is_in_the_way_is_named_and_nothing_is_left() {
     let Some(_turn) = engine() else { return };
     let cluster = cluster("way", 3);
-    let holder = TcpListener::bind("127.0.0.1:18062").expect("a free port");
+    let taken = port(62);
+    let holder = TcpListener::bind(("127.0.0.1", taken)).expect("a free port");
     let said = cluster.try_up();
     let me = format!("process {}", std::process::id());
-    assert!(said.code == 10 && said.err.contains("18062") && said.err.contains(&me), "{said:?}");
+    assert!(said.code == 10 && said.err.contains(&taken.to_string()) && said.err.contains(&me), "{said:?}");
     drop(holder);
 
     let other = format!("other{}", std::process::id());
-    docker_ok(&["network", "create", "--subnet", "10.183.7.0/24", &other]);
+    docker_ok(&["network", "create", "--subnet", &format!("10.{}.7.0/24", second(3)), &other]);
     let said = cluster.try_up();
     docker_ok(&["network", "rm", &other]);
     assert!(said.code == 10 && said.err.contains(&other), "{said:?}");
     assert_eq!(docker_ok(&["ps", "-aq", "--filter", &format!("label=kvctl.cluster={}", cluster.name)]), "");
 
     // What was made before a failure is taken back, the image included.
-    let image = format!("kvctl-test-{}", std::process::id());
-    let late = Cluster::new("late", &["--runtime", "docker", "--subnet", "10.184.0.0/16", "--ports-from", "18080"]);
-    let said: Said = late.up_command().args(["--image", &image, "--wait", "0"]).output().expect("it starts").into();
+    let image = format!("{}-late", image());
+    let mut up = options(5, port(80));
+    up.truncate(up.len() - 1);
+    up.push(image.clone());
+    let late = Cluster::new("late", &up);
+    let said: Said = late.up_command().args(["--wait", "0"]).output().expect("it starts").into();
     assert!(said.code == 6 && said.err.contains("alice: "), "{said:?}");
     assert_eq!(docker_ok(&["images", "-q", &image]), "");
     let label = format!("label=kvctl.cluster={}", late.name);
@@ -127,11 +161,10 @@ fn what_is_in_the_way_is_named_and_nothing_is_left() {
     cluster.up();
 
     // Another cluster beside the first, first on its ports, then on others.
-    let ports = ["--runtime", "docker", "--subnet", "10.190.0.0/16", "--image", "kvctl-test", "--ports-from"];
-    let clash = Cluster::new("clash", &[&ports[..], &["18065"]].concat());
+    let clash = Cluster::new("clash", &options(6, port(65)));
     let said = clash.try_up();
     assert!(said.code == 10 && said.err.contains(&format!("container '{}-", cluster.name)), "{said:?}");
-    let beside = Cluster::new("beside", &[&ports[..], &["18300"]].concat());
+    let beside = Cluster::new("beside", &options(6, port(300)));
     beside.up();
     beside.ok(&["put", "x", "2"]);
     cluster.ok(&["put", "x", "1"]);
@@ -159,17 +192,18 @@ fn six_plain_docker_runs_make_the_same_cluster() {
         cluster.up();
         cluster
     });
+    let net = second(7);
     let made = ByHand(format!("plain{}", std::process::id()));
-    docker_ok(&["network", "create", "--subnet", "10.185.0.0/16", &made.0]);
-    let view: Vec<String> = (2..8).map(|node| format!("10.185.0.{node}:8090")).collect();
+    docker_ok(&["network", "create", "--subnet", &format!("10.{net}.0.0/16"), &made.0]);
+    let view: Vec<String> = (2..8).map(|node| format!("10.{net}.0.{node}:8090")).collect();
     for node in 2..8 {
-        let (name, ip) = (format!("{}-{node}", made.0), format!("10.185.0.{node}"));
-        let (port, address) = (format!("127.0.0.1:{}:8090", 18_400 + node), format!("SOCKET_ADDRESS={ip}:8090"));
+        let (name, ip) = (format!("{}-{node}", made.0), format!("10.{net}.0.{node}"));
+        let (port, address) = (format!("127.0.0.1:{}:8090", port(400) + node), format!("SOCKET_ADDRESS={ip}:8090"));
         let view = format!("VIEW={}", view.join(","));
         let run = ["run", "-d", "--name", &name, "--net", &made.0, "--ip", &ip, "-p", &port, "-e", &address];
-        docker_ok(&[&run[..], &["-e", &view, "-e", "SHARD_COUNT=2", "kvctl-test"]].concat());
+        docker_ok(&[&run[..], &["-e", &view, "-e", "SHARD_COUNT=2", &image()]].concat());
     }
-    let endpoints: Vec<String> = (2..8).map(|node| format!("127.0.0.1:{}", 18_400 + node)).collect();
+    let endpoints: Vec<String> = (2..8).map(|node| format!("127.0.0.1:{}", port(400) + node)).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     until("all are ready", || {
         endpoints.iter().all(|endpoint| {

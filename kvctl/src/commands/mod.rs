@@ -74,7 +74,9 @@ pub fn refused(answer: &Answer) -> Failure {
         503 if message.starts_with("No replica") => Code::Unreachable,
         _ => Code::Failed,
     };
-    Failure::new(code, format!("{message} (said {})", answer.node))
+    let unknown = answer.json().get("outcome").is_some_and(|outcome| outcome == "unknown");
+    let fate = if unknown { "; it may or may not have taken effect" } else { "" };
+    Failure::new(code, format!("{message}{fate} (said {})", answer.node))
 }
 
 pub async fn run(cli: Cli) -> Result<()> {

@@ -38,6 +38,9 @@ pub fn kvnode() -> PathBuf {
     path
 }
 
+/// A node that dies is gone from the view within 3 s, and no answer about it takes longer than 2 s.
+const NOTICED_WITHIN: Duration = Duration::from_secs(5);
+
 /// Tries until `holds`, at most 30 s.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -49,7 +52,7 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
 
 impl Cluster {
     /// A cluster that is not up yet. `up`: the options that make it.
-    pub fn new(name: &str, up: &[&str]) -> Self {
+    pub fn new(name: &str, up: &[impl ToString]) -> Self {
         let name = format!("{name}{}", std::process::id());
         let home = tempfile::tempdir().expect("a folder");
         Self { name, home, up: up.iter().map(ToString::to_string).collect() }
@@ -131,21 +134,30 @@ impl Drop for Cluster {
 }
 
 /// 600 keys in one causal chain through all nodes, each read back through another; `half_way` is called in the middle and
-/// names the nodes that take part from then on. No answer may be a 503.
+/// names the nodes that take part from then on. No answer may be a 503 but one: where a node has just died, a write that was
+/// passed on to it has a fate that nobody can know. The contract says so, and leaves it to the client to write again.
 pub fn chain(endpoints: &[String], half_way: impl FnOnce() -> Vec<String>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut session = Session::default();
     let mut nodes = endpoints.to_vec();
     let mut half_way = Some(half_way);
+    let mut changed = None;
     for number in 0..600 {
         if number == 300 {
             nodes = half_way.take().expect("once")();
+            changed = (nodes.len() < endpoints.len()).then(Instant::now);
         }
         let client = Client::new(vec![nodes[number % nodes.len()].clone()]);
         let value = serde_json::value::to_raw_value(&number).expect("a number");
         let key = format!("chain-{number}");
-        let put = client.put(&key, &value, &mut session);
-        let answer = runtime.block_on(put).expect("an answer");
+        let mut put = || runtime.block_on(client.put(&key, &value, &mut session)).expect("an answer");
+        let answer = put();
+        let just_died = changed.is_some_and(|at: Instant| at.elapsed() < NOTICED_WITHIN);
+        if just_died && answer.json()["outcome"] == "unknown" {
+            let again = put();
+            assert!(again.is_success(), "key {number}, again: {}", again.error());
+            continue;
+        }
         assert_eq!(answer.status, 201, "key {number}: {}", answer.error());
     }
     for number in 0..600 {
