@@ -3,10 +3,10 @@
 mod support;
 
 use std::net::TcpListener;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use support::{Cluster, Said, chain, until};
+use support::{Cluster, Said, chain, hear, interrupt, until};
 
 /// One at a time: they share an engine and this machine.
 static ONE: Mutex<()> = Mutex::new(());
@@ -145,19 +145,6 @@ fn what_is_in_the_way_is_named_and_nothing_is_left() {
     assert!(said.code == 10 && said.err.contains(&other), "{said:?}");
     assert_eq!(docker_ok(&["ps", "-aq", "--filter", &format!("label=kvctl.cluster={}", cluster.name)]), "");
 
-    // What was made before a failure is taken back, the image included.
-    let image = format!("{}-late", image());
-    let mut up = options(5, port(80));
-    up.truncate(up.len() - 1);
-    up.push(image.clone());
-    let late = Cluster::new("late", &up);
-    let said: Said = late.up_command().args(["--wait", "0"]).output().expect("it starts").into();
-    assert!(said.code == 6 && said.err.contains("alice: "), "{said:?}");
-    assert_eq!(docker_ok(&["images", "-q", &image]), "");
-    let label = format!("label=kvctl.cluster={}", late.name);
-    assert_eq!(docker_ok(&["ps", "-aq", "--filter", &label]), "");
-    assert_eq!(docker_ok(&["network", "ls", "-q", "--filter", &label]), "");
-    assert_eq!(docker_ok(&["volume", "ls", "-q", "--filter", &label]), "");
     cluster.up();
 
     // Another cluster beside the first, first on its ports, then on others.
@@ -169,6 +156,34 @@ fn what_is_in_the_way_is_named_and_nothing_is_left() {
     beside.ok(&["put", "x", "2"]);
     cluster.ok(&["put", "x", "1"]);
     assert_eq!((beside.ok(&["get", "x"]), cluster.ok(&["get", "x"])), ("2\n".into(), "1\n".into()));
+}
+
+#[test]
+fn what_an_up_made_that_fails_or_is_interrupted_is_taken_back_the_image_included() {
+    let Some(_turn) = engine() else { return };
+    let image = format!("{}-late", image());
+    let mut up = options(5, port(80));
+    up.truncate(up.len() - 1);
+    up.push(image.clone());
+    let cluster = Cluster::new("late", &up);
+    let nothing_is_left = || {
+        let label = format!("label=kvctl.cluster={}", cluster.name);
+        assert_eq!(docker_ok(&["images", "-q", &image]), "");
+        assert_eq!(docker_ok(&["ps", "-aq", "--filter", &label]), "");
+        assert_eq!(docker_ok(&["network", "ls", "-q", "--filter", &label]), "");
+        assert_eq!(docker_ok(&["volume", "ls", "-q", "--filter", &label]), "");
+        assert!(!cluster.state().exists());
+    };
+    let said: Said = cluster.up_command().args(["--wait", "0"]).output().expect("it starts").into();
+    assert!(said.code == 6 && said.err.contains("alice: "), "{said:?}");
+    nothing_is_left();
+
+    let mut child = cluster.up_command().stderr(Stdio::piped()).spawn().expect("it starts");
+    hear(&mut child, &format!("starting {}-carol", cluster.name));
+    interrupt(&child);
+    hear(&mut child, "interrupted");
+    assert_eq!(child.wait().expect("it ends").code(), Some(1));
+    nothing_is_left();
 }
 
 /// Containers and a network made by hand; removed when dropped.

@@ -2,12 +2,12 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::net::TcpListener;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
-use support::{Cluster, Said, chain, until};
+use support::{Cluster, Said, chain, hear, interrupt, until};
 
 /// A cluster on loopback addresses of its own.
 fn cluster(name: &str, block: u8) -> Cluster {
@@ -182,12 +182,6 @@ fn commands_at_once_lose_nothing_of_a_session() {
     assert!(!cluster.state().join("sessions/default.context").exists(), "--no-session remembers nothing");
 }
 
-/// Reads what a command says on standard error until a line holds `text`.
-fn hear(child: &mut Child, text: &str) -> String {
-    let mut lines = BufReader::new(child.stderr.as_mut().expect("piped")).lines().map(|line| line.expect("text"));
-    lines.find(|line| line.contains(text)).unwrap_or_else(|| panic!("it never said '{text}'"))
-}
-
 #[test]
 fn an_interrupted_up_leaves_nothing_and_a_second_kvctl_names_the_first() {
     let cluster = cluster("int", 10);
@@ -202,8 +196,7 @@ fn an_interrupted_up_leaves_nothing_and_a_second_kvctl_names_the_first() {
         .map(|node| std::fs::read_to_string(cluster.state().join("pids").join(node)).expect("it was started"))
         .map(|text| text.split(' ').next().expect("a number").to_owned())
         .into();
-    let pid = rustix::process::Pid::from_raw(child.id() as i32).expect("not 0");
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
+    interrupt(&child);
     hear(&mut child, "interrupted");
     assert_eq!(child.wait().expect("it ends").code(), Some(1));
     assert!(!cluster.state().exists(), "nothing is left");

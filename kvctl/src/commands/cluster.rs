@@ -82,6 +82,7 @@ async fn bring_up(
     let runtime = Runtime::open(&record, &context.state).await?;
     context.state.save(&record)?;
     let progress = Progress::new();
+    progress.expect(record.spec.nodes);
     let done = match runtime.up(args.kvnode.as_deref(), interrupt, &progress).await {
         Ok(()) => interrupt.or(wait_ready(&record, &runtime, Duration::from_secs(args.wait), &progress)).await,
         Err(failure) => Err(failure),
@@ -105,7 +106,6 @@ fn new_secret() -> Result<String> {
 async fn wait_ready(record: &Record, runtime: &Runtime, limit: Duration, progress: &Progress) -> Result<()> {
     let deadline = Instant::now() + limit;
     let mut waiting = record.spec.node_specs();
-    progress.expect(waiting.len());
     loop {
         let reasons = join_all(waiting.iter().map(|node| not_ready(runtime, node))).await;
         let before = waiting.len();

@@ -2,8 +2,9 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use kvnode::client::{Answer, Client, Session};
@@ -48,6 +49,24 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(begun.elapsed() < Duration::from_secs(30), "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Reads what a command says on standard error, a byte at a time so that the next call goes on from there, until it
+/// has said `text`.
+pub fn hear(child: &mut Child, text: &str) {
+    let mut said = String::new();
+    let stderr = child.stderr.as_mut().expect("piped");
+    let mut byte = [0];
+    while !said.contains(text) {
+        assert_eq!(stderr.read(&mut byte).expect("a byte"), 1, "it never said '{text}', only: {said}");
+        said.push(char::from(byte[0]));
+    }
+}
+
+/// What Ctrl-C does.
+pub fn interrupt(child: &Child) {
+    let pid = rustix::process::Pid::from_raw(child.id() as i32).expect("not 0");
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
 }
 
 impl Cluster {
