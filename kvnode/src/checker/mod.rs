@@ -95,7 +95,16 @@ impl Judge {
                     self.acknowledged.push(index);
                 }
             }
-            Moment::Failed { write } => self.writes[self.by_id[&write] as usize].failed = true,
+            Moment::Failed { write } => {
+                let index = self.by_id[&write];
+                let Write { failed, key, .. } = &mut self.writes[index as usize];
+                *failed = true;
+                // What had no effect explains no absence.
+                let deletes = self.deletes.entry(*key).or_default();
+                if let Some(at) = deletes.iter().rposition(|&delete| delete == index) {
+                    deletes.remove(at);
+                }
+            }
             Moment::Read { session, key, saw } => {
                 let past = self.sessions.get(&session).cloned().unwrap_or_default();
                 self.read(&past, key as u32, saw)?;

@@ -68,6 +68,8 @@ fn thin_air_and_refused_writes() {
     assert!(!verdict(&[&read(1, 0, Some(9))]));
     let refused = [Moment::Invoke { session: 1, key: 0, write: 1, delete: false }, Moment::Failed { write: 1 }];
     assert!(!verdict(&[&refused, &read(2, 0, Some(1))]));
+    let refused = [Moment::Invoke { session: 2, key: 0, write: 2, delete: true }, Moment::Failed { write: 2 }];
+    assert!(!verdict(&[&put(1, 0, 1), &refused, &read(1, 0, None)]), "a refused deletion explains nothing");
 }
 
 #[test]

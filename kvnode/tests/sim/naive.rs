@@ -131,7 +131,10 @@ impl Judge<'_> {
         let puts: Vec<usize> = self.of_key(past, key).filter(|&bit| !self.writes[bit].delete).collect();
         let explains = |deletion: usize| {
             let write = &self.writes[deletion];
-            write.delete && write.key == key && puts.iter().all(|&put| !self.writes[put].past.has(deletion))
+            write.delete
+                && !write.failed
+                && write.key == key
+                && puts.iter().all(|&put| !self.writes[put].past.has(deletion))
         };
         if puts.is_empty() || (0..self.writes.len()).any(explains) {
             return Ok(());
