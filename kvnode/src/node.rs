@@ -18,6 +18,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::config::Fsync;
+use crate::core::admin::{AdminAnswer, AdminOp, JobState};
 use crate::core::request::{Answer, Op};
 use crate::core::settings::Settings;
 use crate::core::{Committed, Core, Effect, Event, Now, Severity, TICK_MS};
@@ -71,6 +72,7 @@ struct Inbox {
     /// Links whose last batch is done.
     idle: Vec<Addr>,
     clients: HashMap<u64, oneshot::Sender<Answer<String>>>,
+    admins: HashMap<u64, oneshot::Sender<AdminAnswer>>,
     last_client: u64,
 }
 
@@ -118,6 +120,60 @@ impl NodeHandle {
         }
         self.shared.arrived.notify_one();
         answer.await.unwrap_or_else(|_| Answer::NotReady { reason: "the node is failing".into() })
+    }
+
+    /// Asks for a change of the topology, and waits for the decision (not for what follows from it).
+    pub async fn admin(&self, op: AdminOp) -> AdminAnswer {
+        let (sender, answer) = oneshot::channel();
+        {
+            let mut inbox = lock(&self.shared.inbox);
+            inbox.last_client += 1;
+            let id = inbox.last_client;
+            inbox.admins.insert(id, sender);
+            inbox.events.push(Event::Admin { id, op });
+        }
+        self.shared.arrived.notify_one();
+        answer.await.unwrap_or_else(|_| AdminAnswer::NotReady("the node is failing".into()))
+    }
+
+    /// Waits until a change of the layout is as far as wanted; `None` if that takes longer than `limit`.
+    pub async fn wait_for_job(
+        &self,
+        job: u32,
+        wanted: impl Fn(&JobState) -> bool,
+        limit: Duration,
+    ) -> Option<JobState> {
+        let mut turns = self.shared.turns.subscribe();
+        let reached = async {
+            loop {
+                let state = self.look(|core| core.job_state(job));
+                if wanted(&state) || turns.changed().await.is_err() {
+                    return state;
+                }
+            }
+        };
+        tokio::time::timeout(limit, reached).await.ok()
+    }
+
+    /// The layout that a reshard would lead to: the present epoch, the plan, and warnings.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn plan_reshard(&self, count: u32) -> std::result::Result<(u32, serde_json::Value, Vec<String>), AdminAnswer> {
+        self.look(|core| {
+            let (before, after, warnings) = core.plan_reshard(count)?;
+            let plan = serde_json::to_value(core.describe_plan(&before, &after)).unwrap_or_default();
+            Ok((before.epoch.0, plan, warnings))
+        })
+    }
+
+    /// The change of the layout that runs, or the last one.
+    ///
+    /// # Errors
+    /// While there is no cluster.
+    pub fn change(&self) -> std::result::Result<serde_json::Value, NotReady> {
+        let change = self.look(Core::change).map_err(NotReady)?;
+        Ok(serde_json::to_value(change).unwrap_or_default())
     }
 
     /// Takes a peer's batch and gives the answer.
@@ -272,7 +328,10 @@ impl Loop {
             };
             if let Err(error) = self.turn(tick).await {
                 // Nobody is answered any more: what was not committed must not be told.
-                lock(&shared.inbox).clients.clear();
+                let mut inbox = lock(&shared.inbox);
+                inbox.clients.clear();
+                inbox.admins.clear();
+                drop(inbox);
                 return fail(&shared, &error);
             }
             shared.turns.send_modify(|turn| *turn += 1);
@@ -340,6 +399,11 @@ impl Loop {
                     if let Some(client) = lock(&self.shared.inbox).clients.remove(&id) {
                         // A client that has gone away needs no answer.
                         let _ = client.send(answer);
+                    }
+                }
+                Effect::Decided { id, answer } => {
+                    if let Some(admin) = lock(&self.shared.inbox).admins.remove(&id) {
+                        let _ = admin.send(answer);
                     }
                 }
                 Effect::Wake(peer) => {

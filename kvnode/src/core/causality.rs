@@ -13,7 +13,7 @@ use super::replica::Replica;
 use super::request::Missing;
 use super::settings::Mutant;
 use super::{Core, Severity};
-use crate::wire::ident::{Addr, Incarnation, Origin};
+use crate::wire::ident::{Addr, Incarnation, Origin, ShardId};
 use crate::wire::peer::{Report, Stage};
 
 /// How a context looks to this replica.
@@ -27,20 +27,28 @@ pub(super) enum Check {
         lost: Vec<Origin>,
     },
     Missing(Vector),
+    /// The client has seen a later layout than this node knows.
+    Behind,
 }
 
 impl Core {
     /// Splits a context into what concerns this shard and what does not, and checks the former.
     pub(super) fn check(&self, replica: &Replica, context: &Context) -> Check {
+        let behind = context.epoch > replica.origin.epoch && !self.settings.broken(Mutant::EpochIgnored);
+        if behind {
+            return Check::Behind;
+        }
         let (mut own, mut foreign, mut missing, mut lost) = (Vector::new(), Vector::new(), Vector::new(), Vec::new());
         for (origin, seq) in context.seen.iter() {
-            if self.is_foreign(replica, origin) {
-                if !self.is_stable(origin, seq) {
-                    foreign.raise(origin, seq);
-                }
+            let home = self.topology.as_ref().and_then(|topology| topology.home_of(origin));
+            if self.is_elsewhere_too(replica, origin, home) && !self.is_stable(origin, seq) {
+                foreign.raise(origin, seq);
+            }
+            if home.is_some() && !self.concerns(replica, origin) {
+                // Another shard's.
             } else if replica.applied.get(origin) >= seq {
                 own.raise(origin, seq);
-            } else if replica.is_retired(origin) {
+            } else if self.is_retired(replica, origin) {
                 // Everywhere, or gone for good: nothing to hold on to.
             } else if self.is_exhausted(replica, origin) {
                 own.raise(origin, replica.applied.get(origin));
@@ -57,15 +65,43 @@ impl Core {
         self.settings.broken(Mutant::UnknownIsRetired) && !known
     }
 
-    fn is_foreign(&self, replica: &Replica, origin: Origin) -> bool {
-        let shard = self.topology.as_ref().and_then(|topology| topology.shard_of_origin(origin));
-        shard.is_some_and(|shard| shard != replica.shard)
+    /// Whether all that still exists of an origin is everywhere.
+    pub(super) fn is_retired(&self, replica: &Replica, origin: Origin) -> bool {
+        let ended = self.topology.as_ref().is_some_and(|topology| origin.epoch < topology.oldest_epoch());
+        ended || replica.is_retired(origin)
+    }
+
+    /// The shards that now have slots which an origin of shard `home` may have written to.
+    pub(super) fn shards_of(&self, origin: Origin, home: ShardId) -> impl Iterator<Item = ShardId> + '_ {
+        let present = self.topology.as_ref().is_some_and(|topology| topology.layout.epoch == origin.epoch);
+        let heirs = self.heirs.get(&home).filter(|_| !present);
+        present.then_some(home).into_iter().chain(heirs.into_iter().flatten().copied())
+    }
+
+    /// Whether an origin may have written to slots that this replica's shard has.
+    pub(super) fn concerns(&self, replica: &Replica, origin: Origin) -> bool {
+        let home = self.topology.as_ref().and_then(|topology| topology.home_of(origin));
+        let (Some(home), Some(shard)) = (home, replica.shard) else { return false };
+        self.shards_of(origin, home).any(|of| of == shard)
+    }
+
+    /// Whether an origin may have written to slots of other shards. The slots of one shard before may be several shards'
+    /// now: what a client has seen of it then concerns each of them, and no one's dot stands for it at the others.
+    fn is_elsewhere_too(&self, replica: &Replica, origin: Origin, home: Option<ShardId>) -> bool {
+        let Some(home) = home else { return false };
+        if self.settings.broken(Mutant::HeirsForgotten) && self.concerns(replica, origin) {
+            return false;
+        }
+        self.shards_of(origin, home).any(|of| Some(of) != replica.shard)
     }
 
     /// Whether a write's own-shard dependencies are here.
     pub(super) fn dependencies_are_here(&self, replica: &Replica, own_deps: &Vector) -> bool {
         own_deps.iter().all(|(origin, seq)| {
-            replica.applied.get(origin) >= seq || replica.is_retired(origin) || self.is_exhausted(replica, origin)
+            replica.applied.get(origin) >= seq
+                || self.is_retired(replica, origin)
+                || !self.concerns(replica, origin)
+                || self.is_exhausted(replica, origin)
         })
     }
 
@@ -81,7 +117,9 @@ impl Core {
     fn is_exhausted(&self, replica: &Replica, origin: Origin) -> bool {
         let ended = self.newest_life(origin.node).is_some_and(|life| life > origin.incarnation);
         let have = replica.applied.get(origin);
+        // Of the layout before, the members before decide: it is retired once they have handed over.
         ended
+            && origin.epoch == replica.origin.epoch
             && replica.stage != Stage::Filling
             && replica.others.iter().all(|&node| {
                 let Some(report) = self.valid_report(node) else { return false };
@@ -95,7 +133,9 @@ impl Core {
     /// The last report of a replica, unless a later life of it is known to anybody.
     pub(super) fn valid_report(&self, node: crate::wire::ident::NodeId) -> Option<&Report> {
         let peer = self.peer_of(node)?;
-        if peer.life == peer.newest_life { peer.report.as_ref() } else { None }
+        let epoch = self.topology.as_ref()?.layout.epoch;
+        let report = peer.report.as_ref().filter(|report| report.epoch == epoch);
+        if peer.life == peer.newest_life { report } else { None }
     }
 
     /// Drops from a context what all serving replicas have anyway.
@@ -150,5 +190,7 @@ pub(super) fn knows_end(report: &Report, origin: Origin) -> bool {
 
 /// Whether the reporter has retired the origin.
 pub(super) fn retired_in(report: &Report, origin: Origin) -> bool {
-    report.floors.iter().any(|&(node, floor)| node == origin.node && floor > origin.incarnation)
+    let above =
+        |&(node, epoch, floor): &(_, _, _)| (node, epoch) == (origin.node, origin.epoch) && floor > origin.incarnation;
+    report.floors.iter().any(above)
 }

@@ -5,11 +5,14 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use super::formation::Seeks;
+use super::repair::Began;
 use super::settings::Mutant;
-use super::{Core, Severity};
+use super::topology::TopologyVersion;
+use super::{Core, Now, Severity};
 use crate::storage::Result;
-use crate::wire::ident::{Addr, Incarnation};
-use crate::wire::peer::{Batch, Message, Report, Stage};
+use crate::wire::ident::{Addr, Epoch, Incarnation};
+use crate::wire::peer::{Batch, Message, Progress, Report, Stage};
 
 /// A peer that proved within this time that it hears us may be waited for.
 pub(super) const REACHABLE_MS: u64 = 500;
@@ -43,7 +46,14 @@ pub(super) struct Peer {
     pub wall_offset_ms: Option<i64>,
     pub report: Option<Report>,
     /// What it was started with, while it belongs to no cluster.
-    pub seeks: Option<(Vec<Addr>, u32)>,
+    pub seeks: Option<Seeks>,
+    /// The life in which its data began.
+    pub birth: Option<Incarnation>,
+    /// Its part in a change of the layout.
+    pub progress: Option<Box<Progress>>,
+    /// The topology that it goes by, and whether ours was sent since it told that.
+    version: TopologyVersion,
+    told_topology: bool,
     queue: VecDeque<Message>,
     queue_weight: usize,
     forwards_seen: BTreeSet<u64>,
@@ -113,6 +123,7 @@ impl Peer {
         if self.life < self.newest_life {
             self.stage = None;
             self.report = None;
+            self.progress = None;
             self.seeks = None;
         }
     }
@@ -137,7 +148,7 @@ impl Core {
         let now = self.now.mono_ms;
         let my_life = self.life;
         let from = batch.from.clone();
-        let Some(peer) = self.peers.get_mut(&from) else { return Ok(()) };
+        let Some(peer) = self.peers.get_mut(&from) else { return self.from_stranger(batch) };
         if peer.newest_life.is_some_and(|newest| batch.life < newest) {
             if peer.life.is_none_or(|life| batch.life != life) {
                 let known = peer.newest_life.expect("just compared");
@@ -151,6 +162,7 @@ impl Core {
             self.replica_changed = true;
         }
         peer.heard_ms = Some(now);
+        (peer.version, peer.told_topology) = (batch.version, false);
         peer.echo_ms = peer.echo_ms.max(batch.sent_ms);
         let to_me = batch.to_life == Some(my_life);
         if to_me && batch.echo_ms > 0 {
@@ -159,13 +171,38 @@ impl Core {
         if new_life {
             self.life_began(&from);
         }
+        let member = self.topology.is_some();
         for message in batch.messages {
-            // Only these are meant for a life that the sender does not know.
-            if to_me || matches!(message, Message::Superseded { .. } | Message::Stranger) {
+            let heard = match message {
+                Message::Superseded { .. } | Message::Stranger => true,
+                // What was agreed is true whoever says it to whom; but who has no cluster must not be told by the dead.
+                Message::Topology(_) => to_me || member,
+                Message::Seek { .. } | Message::Raft { .. } | Message::Propose { .. } => to_me,
+                // Everything else holds under the sender's topology only.
+                _ => to_me && batch.version <= self.version(),
+            };
+            if heard {
                 self.message(&from, message)?;
             }
         }
         Ok(())
+    }
+
+    /// A batch from an address that the topology does not list.
+    fn from_stranger(&mut self, batch: Batch) -> Result<()> {
+        for message in batch.messages {
+            match message {
+                Message::Seek { birth, .. } => self.newcomer(&batch.from, birth),
+                Message::Topology(topology) if self.topology.is_some() => self.topology_offered(*topology)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The topology that this node goes by.
+    fn version(&self) -> TopologyVersion {
+        self.topology.as_ref().map(|topology| topology.version).unwrap_or_default()
     }
 
     /// Why a batch is not for this node, if it is not.
@@ -188,14 +225,30 @@ impl Core {
 
     fn message(&mut self, from: &Addr, message: Message) -> Result<()> {
         match message {
-            Message::Seek { view, shard_count } => self.seek(from, view, shard_count),
-            Message::Topology(topology) => self.topology_offered(topology)?,
+            Message::Seek { view, shard_count, birth } => self.seek(from, Seeks { view, shard_count, birth }),
+            Message::Topology(topology) => self.topology_offered(*topology)?,
+            Message::Raft { generation, bytes } => self.raft_message(generation, &bytes),
+            Message::Propose { request, proposal } => self.proposed(from, request, proposal),
             Message::Stranger => self.told_stranger(from),
             Message::Superseded { known } => self.superseded(known),
-            Message::Beat { wall_ms, stage, stable } => self.beaten(from, wall_ms, stage, stable),
+            Message::Beat { wall_ms, epoch, birth, progress, stage, stable } => {
+                if let Some((shard, stable)) = stable {
+                    self.learn_stable(shard, &stable);
+                }
+                self.beaten(from, wall_ms, Beaten { epoch, birth, progress, stage })?;
+            }
             Message::Report(report) if self.is_mate(from) => self.reported(from, report),
             Message::Forward { id, shard, op, context } => self.forwarded(from, id, shard, op, context)?,
             Message::Answered { id, answer } => self.answered(from, id, answer)?,
+            Message::RepairStart { id, scope, runs } => self.repair_started(from, id, scope, &runs),
+            Message::RepairBegin { id, whole, keys, target, floors, clock, digests } => {
+                let began = Began { whole, keys, target, floors, clock, digests };
+                self.repair_began(from, id, began)?;
+            }
+            Message::RepairAsk { id, scope, round, slots } => self.repair_asked(from, id, scope, round, &slots)?,
+            Message::RepairData { id, round, entries, dropped, rest } => {
+                self.repair_data(from, (id, round), entries, dropped, rest)?;
+            }
             // Everything below concerns the data of a shard and comes from its replicas only.
             message if self.is_mate(from) => self.mate_message(from, message)?,
             _ => {}
@@ -209,14 +262,6 @@ impl Core {
             Message::Held { origin, seq } => self.held(from, origin, seq),
             Message::Pull { have, floors } => self.pull_asked(from, &have, &floors),
             Message::Behind => self.told_behind(from),
-            Message::RepairStart { id } => self.repair_started(from, id),
-            Message::RepairBegin { id, target, floors, clock, digests } => {
-                self.repair_began(from, id, target, floors, clock, &digests)?;
-            }
-            Message::RepairAsk { id, round, slots } => self.repair_asked(from, id, round, &slots)?,
-            Message::RepairData { id, round, entries, dropped, rest } => {
-                self.repair_data(from, (id, round), entries, dropped, rest)?;
-            }
             _ => {}
         }
         Ok(())
@@ -292,43 +337,49 @@ impl Core {
     }
 
     fn beat_messages(&self, addr: &Addr) -> Vec<Message> {
-        if self.topology.is_none() {
-            let Settings { view, shard_count } = self.seeking();
-            return vec![Message::Seek { view, shard_count }];
-        }
-        let stage = self.replica.as_ref().map(|replica| replica.stage);
-        let stable = self.replica.as_ref().map(|replica| (replica.shard, self.own_stable()));
-        let mut messages = vec![Message::Beat { wall_ms: self.now.wall_ms, stage, stable }];
+        let Some(topology) = self.topology.as_ref().filter(|_| self.me.is_some()) else {
+            let (view, shard_count) = (self.settings.view.clone(), self.settings.shard_count);
+            let seek = Message::Seek { view, shard_count, birth: self.birth };
+            return if self.topology.is_none() || self.rejoins { vec![seek] } else { Vec::new() };
+        };
+        let member = self.replica.as_ref().filter(|replica| replica.shard.is_some());
+        let beat = Message::Beat {
+            wall_ms: self.now.wall_ms,
+            epoch: topology.layout.epoch,
+            birth: self.birth,
+            progress: self.progress(),
+            stage: member.map(|replica| replica.stage),
+            stable: member.and_then(|replica| Some((replica.shard?, self.own_stable()))),
+        };
+        let mut messages = vec![beat];
         if self.is_mate(addr) {
             messages.push(Message::Report(self.report()));
         }
         messages
     }
 
-    fn seeking(&self) -> Settings {
-        Settings { view: self.settings.view.clone(), shard_count: self.settings.shard_count }
-    }
-
-    fn beaten(
-        &mut self,
-        from: &Addr,
-        wall_ms: u64,
-        stage: Option<Stage>,
-        stable: Option<(crate::wire::ident::ShardId, crate::wire::peer::Stable)>,
-    ) {
+    fn beaten(&mut self, from: &Addr, wall_ms: u64, told: Beaten) -> Result<()> {
         let now = self.now.mono_ms;
-        if let Some((shard, stable)) = stable {
-            self.learn_stable(shard, &stable);
-        }
-        let Some(peer) = self.peers.get_mut(from) else { return };
-        peer.stage = stage;
+        let epoch = self.topology.as_ref().map(|topology| topology.layout.epoch);
+        let Some(peer) = self.peers.get_mut(from) else { return Ok(()) };
+        let before = peer.stage;
+        // What a node is under another layout says nothing under this one.
+        peer.stage = told.stage.filter(|_| epoch == Some(told.epoch));
+        peer.birth = Some(told.birth);
+        peer.progress = told.progress;
         peer.seeks = None;
         peer.wall_offset_ms = Some(wall_ms as i64 - now as i64);
+        let news = peer.progress.is_some();
+        let serves_now = before != peer.stage && peer.stage == Some(Stage::Serving);
         // The answer to a beat carries ours, so that one request serves both directions.
         let quiet_ms = peer.last_beat_ms.map_or(u64::MAX, |last| now - last);
         if quiet_ms >= self.beat_interval_ms(from) / 2 {
             self.beat(from);
         }
+        if news {
+            self.handover_step();
+        }
+        if serves_now { self.forward_step() } else { Ok(()) }
     }
 
     /// The physical time for stamps: this node's wall clock, at most a minute past its peers' median.
@@ -358,6 +409,7 @@ impl Core {
             return None;
         }
         let (mut messages, weight) = self.take_messages(addr);
+        self.attach_topology(addr, &mut messages);
         if weight < BATCH_WEIGHT_MAX {
             messages.extend(self.take_writes_for(addr, BATCH_WEIGHT_MAX - weight));
         }
@@ -368,8 +420,18 @@ impl Core {
     /// batch at a time and keeps them in order, and an answer would overtake it.
     pub fn answer_batch(&mut self, now: Now, addr: &Addr) -> Batch {
         self.now.mono_ms = self.now.mono_ms.max(now.mono_ms);
-        let (messages, _) = self.take_messages(addr);
+        let (mut messages, _) = self.take_messages(addr);
+        self.attach_topology(addr, &mut messages);
         self.batch_of(addr, messages)
+    }
+
+    /// A peer that goes by an older topology is told ours before anything else.
+    fn attach_topology(&mut self, addr: &Addr, messages: &mut Vec<Message>) {
+        let (Some(topology), Some(peer)) = (&self.topology, self.peers.get_mut(addr)) else { return };
+        if peer.life.is_some() && peer.version < topology.version && !peer.told_topology {
+            peer.told_topology = true;
+            messages.insert(0, Message::Topology(Box::new(topology.clone())));
+        }
     }
 
     fn batch_of(&mut self, addr: &Addr, messages: Vec<Message>) -> Batch {
@@ -380,6 +442,7 @@ impl Core {
         }
         Batch {
             cluster: self.topology.as_ref().map(|topology| topology.cluster),
+            version: self.version(),
             from: self.settings.me.clone(),
             life: self.life,
             to_life,
@@ -391,7 +454,10 @@ impl Core {
 
     /// What is queued for a peer, up to a batch's limit, and its weight.
     fn take_messages(&mut self, addr: &Addr) -> (Vec<Message>, usize) {
-        let Some(peer) = self.peers.get_mut(addr) else { return (vec![Message::Stranger], 0) };
+        let Some(peer) = self.peers.get_mut(addr) else {
+            let known = self.topology.iter().map(|topology| Message::Topology(Box::new(topology.clone())));
+            return (known.chain([Message::Stranger]).collect(), 0);
+        };
         let mut messages = Vec::new();
         let mut weight = 0;
         while weight < BATCH_WEIGHT_MAX
@@ -405,10 +471,10 @@ impl Core {
     }
 }
 
-use super::Now;
-
-/// The part of the settings that a seeking node tells.
-struct Settings {
-    view: Vec<Addr>,
-    shard_count: u32,
+/// What a beat tells of its sender.
+struct Beaten {
+    epoch: Epoch,
+    birth: Incarnation,
+    progress: Option<Box<Progress>>,
+    stage: Option<Stage>,
 }

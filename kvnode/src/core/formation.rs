@@ -20,27 +20,25 @@ use std::collections::BTreeSet;
 
 use super::repair::Repair;
 use super::replica::Replica;
-use super::settings::Mutant;
-use super::topology::{ClusterId, Topology};
-use super::{Core, FACT_TOPOLOGY, Severity, encode_fact};
+use super::topology::{ClusterId, Topology, slots_in};
+use super::{Core, Severity};
 use crate::storage::Result;
-use crate::wire::ident::{Addr, Incarnation, NodeId};
-use crate::wire::peer::{Message, Stage};
+use crate::wire::ident::{Addr, Incarnation, NodeId, ShardId};
+use crate::wire::peer::{Floors, Message, Stage};
 
 /// A refill asks all replicas that can be reached; this is how long it waits for them to turn up.
 const FILL_GRACE_MS: u64 = 1_000;
 
 impl Core {
     /// A node without a cluster asks for one.
-    pub(super) fn seek(&mut self, from: &Addr, view: Vec<Addr>, shard_count: u32) {
+    pub(super) fn seek(&mut self, from: &Addr, seeks: Seeks) {
         if let Some(topology) = &self.topology {
-            let listed = topology.node_at(from).is_some();
-            let answer = if listed { Message::Topology(topology.clone()) } else { Message::Stranger };
-            return self.send(from, answer);
+            let offer = Message::Topology(Box::new(topology.clone()));
+            return self.send(from, offer);
         }
         let Some(peer) = self.peers.get_mut(from) else { return };
         let first = peer.seeks.is_none();
-        peer.seeks = Some((view, shard_count));
+        peer.seeks = Some(seeks);
         if first {
             self.beat(from);
         }
@@ -49,31 +47,15 @@ impl Core {
     pub(super) fn told_stranger(&mut self, by: &Addr) {
         if self.topology.is_none() {
             self.stranger = true;
-            self.reason = format!("a cluster runs at {by}, but it does not list {}", self.settings.me);
+            self.reason = format!("waiting for the cluster that runs at {by} to list {}", self.settings.me);
         }
     }
 
-    /// A member tells the topology.
+    /// Somebody tells the topology. Who has none takes over only one that lists it.
     pub(super) fn topology_offered(&mut self, topology: Topology) -> Result<()> {
-        if self.topology.is_none() && topology.node_at(&self.settings.me).is_some() {
-            self.adopt(topology);
-        }
-        Ok(())
-    }
-
-    fn adopt(&mut self, topology: Topology) {
-        self.store.set_fact(FACT_TOPOLOGY, encode_fact(&topology));
-        self.urgent = true;
-        self.stranger = false;
-        self.say(Severity::Info, format!("in the cluster of {} nodes", topology.nodes.len()));
-        self.take_place(topology);
-        self.reason = "waiting for the other replicas of its shard".into();
-        if self.settings.broken(Mutant::ServeUnfilled)
-            && let Some(replica) = self.replica.as_mut()
-        {
-            replica.stage = Stage::Serving;
-        }
-        self.beat_all();
+        let listed = topology.node_at(&self.settings.me).is_some();
+        let ours = self.topology.as_ref().map_or(listed, |mine| mine.cluster == topology.cluster);
+        if ours { self.adopt(topology) } else { Ok(()) }
     }
 
     pub(super) fn formation_step(&mut self) -> Result<()> {
@@ -82,7 +64,7 @@ impl Core {
         }
         match self.formation_obstacle() {
             Some(obstacle) => self.reason = obstacle,
-            None => self.found(),
+            None => self.found()?,
         }
         Ok(())
     }
@@ -93,7 +75,7 @@ impl Core {
         let mut missing = Vec::new();
         for (addr, peer) in &self.peers {
             match &peer.seeks {
-                Some((view, _)) if view.iter().collect::<BTreeSet<_>>() != mine => {
+                Some(Seeks { view, .. }) if view.iter().collect::<BTreeSet<_>>() != mine => {
                     return Some(format!("{addr} was started with another VIEW"));
                 }
                 Some(_) if self.is_reachable(peer) => {}
@@ -109,9 +91,9 @@ impl Core {
         (*founder != self.settings.me).then(|| format!("waiting for {founder} to form the cluster"))
     }
 
-    fn found(&mut self) {
+    fn found(&mut self) -> Result<()> {
         for (addr, peer) in &self.peers {
-            let Some((view, shard_count)) = &peer.seeks else { continue };
+            let Some(Seeks { view, shard_count, .. }) = &peer.seeks else { continue };
             let (same_order, same_count) = (*view == self.settings.view, *shard_count == self.settings.shard_count);
             if !same_order || !same_count {
                 let what = if same_order { "SHARD_COUNT" } else { "VIEW order" };
@@ -122,22 +104,30 @@ impl Core {
         let (id, key) = self.settings.entropy.split_at(16);
         let cluster = ClusterId(u128::from_le_bytes(id.try_into().expect("16 of 48 bytes")));
         let key = key.try_into().expect("32 of 48 bytes");
-        let topology = Topology::form(cluster, key, &self.settings.view, self.settings.shard_count);
+        let birth = |addr: &Addr| match self.peers.get(addr) {
+            _ if *addr == self.settings.me => Some(self.birth),
+            peer => peer?.seeks.as_ref().map(|seeks| seeks.birth),
+        };
+        let view: Vec<_> = self.settings.view.iter().map(|addr| (addr.clone(), birth(addr))).collect();
+        let topology = Topology::form(cluster, key, &view, self.settings.shard_count);
         let others: Vec<Addr> = self.peers.keys().cloned().collect();
-        self.adopt(topology.clone());
+        self.adopt(topology.clone())?;
+        self.office.founded = true;
         for addr in &others {
-            self.send(addr, Message::Topology(topology.clone()));
+            self.send(addr, Message::Topology(Box::new(topology.clone())));
         }
+        Ok(())
     }
 
     /// Brings a replica that holds nothing complete towards serving.
     pub(super) fn fill_step(&mut self) -> Result<()> {
         let Some(replica) = &self.replica else { return Ok(()) };
-        if replica.stage != Stage::Filling || self.repair.is_some() {
+        if replica.stage != Stage::Filling || self.repair.is_some() || self.transfer.is_some() {
             return Ok(());
         }
         match self.fill_plan(replica) {
             FillPlan::From(addr) => self.begin_repair(&addr),
+            FillPlan::Handover { old, addr, shard } => self.fill_by_handover(old, &addr, shard),
             FillPlan::Serve => self.serve_from_now("filled"),
             FillPlan::StartEmpty => self.start_empty(),
             FillPlan::Wait(reason) => self.reason = reason,
@@ -165,16 +155,34 @@ impl Core {
         if empty == replica.others.len() {
             let absent = |node| self.addr_of(node).is_some_and(|addr| self.settings.form_without.contains(addr));
             let first = replica.others.iter().all(|&node| replica.origin.node < node || absent(node));
-            return if first { FillPlan::StartEmpty } else { FillPlan::Wait("waiting for its shard to start".into()) };
+            return if first {
+                self.fill_without_mates(replica)
+            } else {
+                FillPlan::Wait("waiting for its shard to start".into())
+            };
         }
         FillPlan::Wait(format!("waiting for {} to fill this replica", away.join(", ")))
+    }
+
+    /// No replica of the shard has anything: what there is, the members of the layout before have.
+    fn fill_without_mates(&self, replica: &Replica) -> FillPlan {
+        let Some(shard) = replica.shard else { return FillPlan::Wait("in no shard".into()) };
+        match self.next_handover(shard, &self.office.filled_from) {
+            Ok(Some((old, addr))) => FillPlan::Handover { old, addr, shard },
+            Ok(None) if self.office.filled_from.is_empty() => FillPlan::StartEmpty,
+            Ok(None) => FillPlan::Serve,
+            Err(reason) => FillPlan::Wait(reason),
+        }
     }
 
     pub(super) fn serve_from_now(&mut self, how: &str) {
         let Some(replica) = self.replica.as_mut() else { return };
         replica.stage = if self.draining { Stage::Leaving } else { Stage::Serving };
         (self.replica_changed, self.urgent) = (true, true);
-        let text = format!("{how}: serving shard {} with {} keys", replica.shard, replica.live);
+        let keys = self.inventory.live_in(slots_in(&self.own_runs));
+        let shard = replica.shard.map_or_else(|| "-".to_owned(), |shard| shard.to_string());
+        let text = format!("{how}: serving shard {shard} with {keys} keys");
+        self.office.filled_from.clear();
         self.reason.clear();
         self.say(Severity::Info, text);
         self.beat_all();
@@ -183,9 +191,10 @@ impl Core {
     /// Every replica of the shard is here and none has anything: begin anew.
     fn start_empty(&mut self) {
         let Some(replica) = &self.replica else { return };
-        let life = |node: NodeId| -> Option<(NodeId, Incarnation)> { Some((node, self.peer_of(node)?.life?)) };
-        let mut floors: Vec<(NodeId, Incarnation)> = replica.others.iter().filter_map(|&node| life(node)).collect();
-        floors.push((replica.origin.node, self.life));
+        let epoch = replica.origin.epoch;
+        let life = |node: NodeId| Some((node, epoch, self.peer_of(node)?.life?));
+        let mut floors: Floors = replica.others.iter().filter_map(|&node| life(node)).collect();
+        floors.push((replica.origin.node, epoch, self.life));
         if let Some(replica) = self.replica.as_mut() {
             replica.raise_floors(&floors);
         }
@@ -200,8 +209,17 @@ impl Core {
     }
 }
 
+/// What a node that belongs to no cluster was started with.
+#[derive(Clone, Debug)]
+pub(super) struct Seeks {
+    pub view: Vec<Addr>,
+    pub shard_count: u32,
+    pub birth: Incarnation,
+}
+
 enum FillPlan {
     From(Addr),
+    Handover { old: ShardId, addr: Addr, shard: ShardId },
     Serve,
     StartEmpty,
     Wait(String),

@@ -13,11 +13,13 @@ use super::request::{Answer, Op};
 use super::serve::{Pages, Requester};
 use super::settings::Mutant;
 use crate::storage::Result;
-use crate::wire::ident::{Addr, Key, ShardId};
+use crate::wire::ident::{Addr, Epoch, Key, ShardId};
 use crate::wire::peer::{Batch, Message, Stage};
 
 /// How long a request looks for a replica before the client is told that there is none.
 const NO_REPLICA_MS: u64 = 1_800;
+/// After so long those that refused a request are asked again.
+const TRY_AGAIN_MS: u64 = 100;
 /// Beyond the waits that a replica itself may take, the longest time for its answer.
 const ANSWER_MARGIN_MS: u64 = 500;
 
@@ -28,6 +30,8 @@ pub(super) struct Forwards {
     open: BTreeMap<u64, Open>,
     last_gather: u64,
     gathers: BTreeMap<u64, Gather>,
+    /// Listings that the layout has overtaken.
+    again: Vec<(Requester, Op, Context)>,
 }
 
 #[derive(Debug)]
@@ -42,11 +46,17 @@ struct Open {
     /// Who is asked now; `None` while nobody can be.
     target: Option<Addr>,
     target_since_ms: u64,
+    tried_since_ms: u64,
 }
 
 #[derive(Debug)]
 struct Gather {
     requester: Requester,
+    op: Op,
+    /// The client's own context.
+    asked: Context,
+    /// All pages must be of this layout.
+    epoch: Epoch,
     limit: usize,
     context: Context,
     pages: Pages,
@@ -93,6 +103,7 @@ impl Core {
             tried: Vec::new(),
             target: None,
             target_since_ms: now,
+            tried_since_ms: now,
         };
         self.forwards.open.insert(id, open);
         self.hand_over(id);
@@ -101,6 +112,12 @@ impl Core {
 
     /// Gives a request to the next replica, if there is one.
     fn hand_over(&mut self, id: u64) {
+        let Some(open) = self.forwards.open.get_mut(&id) else { return };
+        if open.target.is_none() && open.tried_since_ms + TRY_AGAIN_MS <= self.now.mono_ms {
+            // Those that refused may have learned the layout since.
+            open.tried.clear();
+            open.tried_since_ms = self.now.mono_ms;
+        }
         let Some(open) = self.forwards.open.get(&id) else { return };
         let Some(target) = self.choose(open) else { return };
         let full = self.peers[&target].queue_weight() >= self.settings.peer_queue_weight_max;
@@ -152,8 +169,10 @@ impl Core {
             return Ok(());
         }
         let requester = Requester::Peer(from.clone(), id);
-        let here = self.replica.as_ref().is_some_and(|replica| replica.shard == shard);
-        if here && self.is_serving() {
+        // The sender may go by another layout than this node.
+        let ours = self.topology.is_some() && self.shard_for(&op, Some(shard)) == Some(shard);
+        let here = self.replica.as_ref().is_some_and(|replica| replica.shard == Some(shard));
+        if here && ours && self.is_serving() {
             return self.serve(requester, op, context);
         }
         let reason = if self.draining { "shutting down".to_owned() } else { self.reason.clone() };
@@ -227,6 +246,9 @@ impl Core {
 
     /// Gives up on targets that are gone, tries those that have come, and ends what took too long.
     pub(super) fn forward_step(&mut self) -> Result<()> {
+        for (requester, op, context) in std::mem::take(&mut self.forwards.again) {
+            self.gather(requester, op, context)?;
+        }
         let now = self.now.mono_ms;
         let answer_ms = self.settings.causal_wait_ms + self.settings.ack_wait_ms + ANSWER_MARGIN_MS;
         for id in self.forwards.open.keys().copied().collect::<Vec<u64>>() {
@@ -240,9 +262,31 @@ impl Core {
             } else if now.saturating_sub(open.began_ms) >= NO_REPLICA_MS {
                 self.end_without_replica(id);
             } else {
-                self.hand_over(id);
+                self.look_again(id)?;
             }
         }
+        Ok(())
+    }
+
+    /// Nobody has taken a request yet: the layout may have given it to another shard, or to this node.
+    fn look_again(&mut self, id: u64) -> Result<()> {
+        let Some(open) = self.forwards.open.get(&id) else { return Ok(()) };
+        let shard = self.shard_for(&open.op, Some(open.shard));
+        let here = shard.is_some() && self.replica.as_ref().is_some_and(|replica| replica.shard == shard);
+        if let Some(shard) = shard
+            && !(here && self.is_serving())
+        {
+            if let Some(open) = self.forwards.open.get_mut(&id) {
+                open.shard = shard;
+            }
+            self.hand_over(id);
+            return Ok(());
+        }
+        let Some(open) = self.forwards.open.remove(&id) else { return Ok(()) };
+        if shard.is_some() {
+            return self.serve(open.requester, open.op, open.context);
+        }
+        self.answer(open.requester, Answer::NoSuchShard);
         Ok(())
     }
 
@@ -260,7 +304,16 @@ impl Core {
         self.forwards.last_gather += 1;
         let id = self.forwards.last_gather;
         let pages = shards.iter().map(|&shard| (shard, None)).collect();
-        let gather = Gather { requester, limit: limit as usize, context: context.clone(), pages };
+        let epoch = self.topology.as_ref().map_or(Epoch(0), |topology| topology.layout.epoch);
+        let gather = Gather {
+            requester,
+            op: op.clone(),
+            asked: context.clone(),
+            epoch,
+            limit: limit as usize,
+            context: context.clone(),
+            pages,
+        };
         self.forwards.gathers.insert(id, gather);
         for shard in shards {
             self.ask_shard(Requester::Gather(id, shard), shard, op.clone(), context.clone())?;
@@ -271,6 +324,14 @@ impl Core {
     /// One shard's page has come, or the reason why there is none.
     pub(super) fn gathered(&mut self, id: u64, shard: ShardId, answer: Answer) {
         let Some(gather) = self.forwards.gathers.get_mut(&id) else { return };
+        let moved = matches!(&answer, Answer::Keys { context, .. } if context.epoch != gather.epoch);
+        if moved || matches!(answer, Answer::NoSuchShard) {
+            // The layout has changed on the way: a page of each would lack or double keys.
+            if let Some(gather) = self.forwards.gathers.remove(&id) {
+                self.forwards.again.push((gather.requester, gather.op, gather.asked));
+            }
+            return;
+        }
         let Answer::Keys { keys, next, context } = answer else {
             // A page that lacks a shard is no page.
             if let Some(gather) = self.forwards.gathers.remove(&id) {

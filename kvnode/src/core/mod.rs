@@ -11,8 +11,10 @@
 //! [`replicate`] (batches to the shard's other replicas, their acknowledgements) → [`serve`] (answer at a majority).
 //! The path of a GET ends in [`serve`]. Either may begin in [`forward`], if another shard has the key.
 
+pub mod admin;
 pub mod causal;
 pub mod clock;
+pub mod inventory;
 pub mod log;
 pub mod replica;
 pub mod request;
@@ -21,10 +23,14 @@ pub mod status;
 pub mod token;
 pub mod topology;
 
+mod adopt;
 mod causality;
+mod consensus;
 mod contact;
 mod formation;
 mod forward;
+mod govern;
+mod handover;
 mod repair;
 mod replicate;
 mod serve;
@@ -33,19 +39,24 @@ mod stable;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::storage::{Fact, Result, Store};
-use crate::wire::ident::{Addr, Incarnation, NodeId, ShardId};
+use crate::wire::ident::{Addr, Incarnation, NodeId, ShardId, Slot};
 use crate::wire::peer::{Batch, Message, Stable, Stage};
 
+use admin::{AdminAnswer, AdminOp};
 use causal::Vector;
+use consensus::Consensus;
 use contact::Peer;
 use forward::Forwards;
+use govern::Office;
+use handover::Copies;
+use inventory::Inventory;
 use repair::Repair;
-use replica::Replica;
+use replica::{Handed, Replica};
 use request::{Answer, Op};
 use serve::Waiting;
 use settings::{Mutant, Settings};
 use stable::Settling;
-use topology::Topology;
+use topology::{SlotRun, Topology};
 
 /// Readings of the driver's clocks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,6 +72,8 @@ pub struct Now {
 pub enum Event {
     /// A client asks. `id` is the driver's, named again in [`Effect::Reply`]. `tokens`: its `causal-metadata`, 0 to 2.
     Client { id: u64, op: Op, tokens: Vec<String> },
+    /// An operator asks for a change. `id` is the driver's, named again in [`Effect::Decided`].
+    Admin { id: u64, op: AdminOp },
     /// A batch from a peer.
     Batch(Batch),
     /// A batch that certainly did not reach its receiver: nobody listened.
@@ -91,6 +104,11 @@ pub enum Effect {
         id: u64,
         answer: Answer<String>,
     },
+    /// An operator's request was decided, or could not be.
+    Decided {
+        id: u64,
+        answer: AdminAnswer,
+    },
     /// [`Core::next_batch`] has something for this peer.
     Wake(Addr),
     /// Something an operator should read.
@@ -107,6 +125,9 @@ const FACT_OWNER: Fact = Fact("owner");
 const FACT_LIFE: Fact = Fact("life");
 const FACT_TOPOLOGY: Fact = Fact("topology");
 const FACT_REPLICA: Fact = Fact("replica");
+/// The life in which the data here began.
+const FACT_BIRTH: Fact = Fact("birth");
+const FACT_RAFT: Fact = Fact("raft");
 
 /// The part of a replica's state that is kept beside its data.
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -117,6 +138,7 @@ struct ReplicaFact {
     complete: bool,
     /// The newest life known of each member: what was reported by an earlier one no longer counts (see [`stable`]).
     lives: Vec<(NodeId, Incarnation)>,
+    handed: Option<Handed>,
 }
 
 /// One node's protocol state.
@@ -124,12 +146,21 @@ pub struct Core {
     settings: Settings,
     now: Now,
     life: Incarnation,
+    birth: Incarnation,
     store: Box<dyn Store>,
+    inventory: Inventory,
     topology: Option<Topology>,
+    /// What [`Topology::heirs`] says, and the slots that this node's shard has.
+    heirs: BTreeMap<ShardId, BTreeSet<ShardId>>,
+    own_runs: Vec<SlotRun>,
+    consensus: Option<Consensus>,
+    office: Office,
     me: Option<NodeId>,
     /// Every other node of the topology, or of VIEW before there is one.
     peers: BTreeMap<Addr, Peer>,
     replica: Option<Replica>,
+    /// What was fetched for a layout that is not the present one yet.
+    copies: Copies,
     /// Whether `replica`'s facts have changed since the last commit.
     replica_changed: bool,
     /// See [`Committed::urgent`].
@@ -139,13 +170,18 @@ pub struct Core {
     settling: Settling,
     waiting: Waiting,
     forwards: Forwards,
+    /// From another replica of this node's shard.
     repair: Option<Repair>,
+    /// From a node of another shard, or of the layout before.
+    transfer: Option<Repair>,
     last_repair_id: u64,
     /// What keeps this node from serving, for people.
     reason: String,
     started_ms: u64,
     /// Set once contact tells that this address is not in the cluster's topology.
     stranger: bool,
+    /// Whether this life began outside of the view: then it asks to be in it.
+    rejoins: bool,
     losses_said: BTreeSet<crate::wire::ident::Origin>,
     draining: bool,
     effects: Vec<Effect>,
@@ -176,19 +212,30 @@ impl Core {
         {
             life = last;
         }
+        let birth: Incarnation = read_fact(&*store, FACT_BIRTH)?.unwrap_or(life);
         store.set_fact(FACT_LIFE, encode_fact(&life));
+        store.set_fact(FACT_BIRTH, encode_fact(&birth));
         store.set_fact(FACT_OWNER, settings.me.as_str().as_bytes().to_vec());
         let topology: Option<Topology> = read_fact(&*store, FACT_TOPOLOGY)?;
         let fact: Option<ReplicaFact> = read_fact(&*store, FACT_REPLICA)?;
+        let copies: Option<Copies> = read_fact(&*store, handover::FACT_COPIES)?;
+        let inventory = Inventory::of(&*store)?;
         let peers = settings.view.iter().filter(|&addr| *addr != settings.me);
         let mut core = Self {
             now,
             life,
+            birth,
             store,
+            inventory,
             topology: None,
+            heirs: BTreeMap::new(),
+            own_runs: Vec::new(),
+            consensus: None,
+            office: Office::default(),
             me: None,
             peers: peers.map(|addr| (addr.clone(), Peer::new())).collect(),
             replica: None,
+            copies: copies.unwrap_or_default(),
             replica_changed: false,
             urgent: true,
             stables: BTreeMap::new(),
@@ -196,10 +243,12 @@ impl Core {
             waiting: Waiting::default(),
             forwards: Forwards::default(),
             repair: None,
+            transfer: None,
             last_repair_id: 0,
             reason: "starting".into(),
             started_ms: now.mono_ms,
             stranger: false,
+            rejoins: false,
             losses_said: BTreeSet::new(),
             draining: false,
             effects: Vec::new(),
@@ -208,7 +257,9 @@ impl Core {
         };
         if let Some(topology) = topology {
             core.take_place(topology);
-            core.recover(fact)?;
+            core.rejoins = core.me.is_none();
+            core.recover(fact);
+            core.recover_consensus()?;
         }
         core.commit()?;
         core.urgent = true;
@@ -216,26 +267,25 @@ impl Core {
     }
 
     /// Goes on from the data of an earlier life.
-    fn recover(&mut self, fact: Option<ReplicaFact>) -> Result<()> {
-        let Some(replica) = self.replica.as_mut() else { return Ok(()) };
-        replica.recover(&*self.store)?;
-        if let Some(fact) = fact {
-            for (node, life) in fact.lives {
-                let addr = self.topology.as_ref().and_then(|topology| topology.nodes.get(&node));
-                if let Some(peer) = addr.and_then(|addr| self.peers.get_mut(addr)) {
-                    peer.learn_life(life);
-                }
-            }
-            replica.clock.observe(fact.clock);
-            replica.applied = fact.applied.clone();
-            replica.durable = fact.applied;
-            replica.raise_floors(&fact.floors);
-            if fact.complete {
-                replica.stage = Stage::Serving;
+    fn recover(&mut self, fact: Option<ReplicaFact>) {
+        let (Some(replica), Some(fact)) = (self.replica.as_mut(), fact) else { return };
+        for (node, life) in fact.lives {
+            let addr = self.topology.as_ref().and_then(|topology| topology.nodes.get(&node));
+            if let Some(peer) = addr.and_then(|addr| self.peers.get_mut(addr)) {
+                peer.learn_life(life);
             }
         }
+        self.inventory.clock.observe(fact.clock);
+        replica.applied = fact.applied.clone();
+        replica.durable = fact.applied;
+        replica.raise_floors(&fact.floors);
+        if fact.handed.is_some() {
+            replica.handed = fact.handed;
+        }
+        if fact.complete {
+            replica.stage = if replica.shard.is_some() { Stage::Serving } else { Stage::Leaving };
+        }
         self.replica_changed = true;
-        Ok(())
     }
 
     /// Takes an event. Its effects wait for [`Core::take_effects`].
@@ -246,6 +296,7 @@ impl Core {
         self.now = Now { mono_ms: self.now.mono_ms.max(now.mono_ms), wall_ms: now.wall_ms };
         match event {
             Event::Client { id, op, tokens } => self.client(id, op, &tokens)?,
+            Event::Admin { id, op } => self.admin(id, op)?,
             Event::Batch(batch) => self.batch(batch)?,
             Event::Undelivered { peer, batch } => self.undelivered(&peer, batch),
             Event::Synced(mark) => self.synced(&mark),
@@ -256,6 +307,7 @@ impl Core {
 
     /// What has to be looked at after any change.
     fn settle_turn(&mut self) -> Result<()> {
+        self.consensus_turn()?;
         self.deliver_waiting()?;
         self.retry_parked()?;
         self.answer_acknowledged();
@@ -265,7 +317,9 @@ impl Core {
     fn tick(&mut self) -> Result<()> {
         self.notice_lost_peers();
         self.formation_step()?;
+        self.govern_step()?;
         self.repair_step();
+        self.handover_step();
         self.fill_step()?;
         self.expire_waiting()?;
         self.forward_step()?;
@@ -288,8 +342,9 @@ impl Core {
             let fact = ReplicaFact {
                 applied: replica.applied.clone(),
                 floors: replica.floors_list(),
-                clock: replica.clock.last(),
+                clock: self.inventory.clock.last(),
                 complete: replica.stage != Stage::Filling,
+                handed: replica.handed.clone(),
                 lives: replica.others.iter().filter_map(|&node| Some((node, self.newest_life(node)?))).collect(),
             };
             self.store.set_fact(FACT_REPLICA, encode_fact(&fact));
@@ -351,24 +406,6 @@ impl Core {
         self.effects.push(Effect::Say(severity, text.into()));
     }
 
-    /// Takes the place that a topology gives this node. Its data has still to be recovered or fetched.
-    fn take_place(&mut self, topology: Topology) {
-        let me = topology.node_at(&self.settings.me);
-        let mut peers = std::mem::take(&mut self.peers);
-        for addr in topology.nodes.values().filter(|&addr| *addr != self.settings.me) {
-            self.peers.insert(addr.clone(), peers.remove(addr).unwrap_or_default());
-        }
-        self.me = me;
-        self.replica = me.and_then(|me| {
-            let shard = topology.layout.shard_of_node(me)?;
-            let others = topology.members(shard).iter().copied().filter(|&node| node != me).collect();
-            let origin = crate::wire::ident::Origin { node: me, epoch: topology.layout.epoch, incarnation: self.life };
-            Some(Replica::new(shard, others, origin, self.settings.log_weight_max))
-        });
-        self.topology = Some(topology);
-        self.replica_changed = true;
-    }
-
     fn peer_of(&self, node: NodeId) -> Option<&Peer> {
         self.peers.get(self.topology.as_ref()?.nodes.get(&node)?)
     }
@@ -391,6 +428,12 @@ impl Core {
     fn mates(&self) -> Vec<Addr> {
         let Some(replica) = &self.replica else { return Vec::new() };
         replica.others.iter().filter_map(|&node| self.addr_of(node).cloned()).collect()
+    }
+
+    /// Whether the key's slot belongs to the shard that this node is in.
+    fn owns(&self, slot: Slot) -> bool {
+        let after = self.own_runs.partition_point(|&(first, _)| first <= slot);
+        after > 0 && slot <= self.own_runs[after - 1].1
     }
 
     fn is_serving(&self) -> bool {

@@ -16,11 +16,12 @@ use std::collections::VecDeque;
 
 use super::clock::Stamp;
 use super::settings::Mutant;
+use super::topology::{SlotRun, slots_in};
 use super::{Core, Severity};
 use crate::core::causal::Vector;
 use crate::storage::{Result, Version};
-use crate::wire::ident::{Addr, Dot, Key, Slot};
-use crate::wire::peer::{Floors, Message, SlotListing, Stage};
+use crate::wire::ident::{Addr, Dot, Key, SLOT_COUNT, Slot};
+use crate::wire::peer::{Floors, Message, Scope, SlotListing, Stage};
 
 /// Silence of the source for so long ends a repair; it is begun anew where needed.
 const SILENCE_MS: u64 = 2_000;
@@ -35,11 +36,25 @@ const ANSWER_WEIGHT_MAX: usize = 1 << 20;
 /// Versions of one slot read at a time.
 const SLOT_PAGE: usize = 1_024;
 
-/// A repair that runs here; there is one at a time.
+/// What a repair is for; it decides what its end brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To be equal to another replica of this node's shard.
+    Mate,
+    /// To have slots that a change is to bring.
+    Copy,
+    /// To have what an old member got last.
+    Handover,
+}
+
+/// A repair that runs here; there is one at a time with replicas of this shard, and one with others.
 #[derive(Debug)]
 pub(super) struct Repair {
     id: u64,
     pub peer: Addr,
+    pub purpose: Purpose,
+    pub scope: Scope,
+    runs: Vec<SlotRun>,
     heard_ms: u64,
     /// Counts the requests, so that an answer that comes twice or late is told from the one awaited.
     round: u64,
@@ -48,117 +63,185 @@ pub(super) struct Repair {
     asked_ms: u64,
     slots_asked: usize,
     began: bool,
-    target: Vector,
-    floors: Floors,
-    clock: Stamp,
+    pub target: Vector,
+    pub floors: Floors,
+    pub clock: Stamp,
     /// Slots still to be compared, the first one from after its key.
     todo: VecDeque<(Slot, Option<Key>)>,
 }
 
+/// The state of a source when a repair starts; see [`Message::RepairBegin`].
+pub(super) struct Began {
+    pub whole: bool,
+    pub keys: u64,
+    pub target: Vector,
+    pub floors: Floors,
+    pub clock: Stamp,
+    pub digests: Vec<u64>,
+}
+
 impl Core {
+    /// Begins to compare this node's shard with another replica of it.
     pub(super) fn begin_repair(&mut self, peer: &Addr) {
+        let (Some(topology), Some(replica)) = (&self.topology, &self.replica) else { return };
+        let Some(shard) = replica.shard else { return };
+        let scope = Scope { epoch: topology.layout.epoch, shard };
+        self.reason = format!("fetching the shard's data from {peer}");
+        let repair = self.new_repair(peer, scope, self.own_runs.clone(), Purpose::Mate);
+        self.start_repair(repair);
+    }
+
+    /// Begins to fetch slots from a node of another shard, or of the layout before.
+    pub(super) fn begin_transfer(&mut self, peer: &Addr, scope: Scope, runs: Vec<SlotRun>, purpose: Purpose) {
+        let repair = self.new_repair(peer, scope, runs, purpose);
+        self.start_repair(repair);
+    }
+
+    fn new_repair(&mut self, peer: &Addr, scope: Scope, runs: Vec<SlotRun>, purpose: Purpose) -> Repair {
         self.last_repair_id += 1;
         let id = self.last_repair_id;
-        self.repair = Some(Repair {
+        let asked = Message::RepairStart { id, scope, runs: runs.clone() };
+        let now = self.now.mono_ms;
+        Repair {
             id,
             peer: peer.clone(),
-            heard_ms: self.now.mono_ms,
+            purpose,
+            scope,
+            runs,
+            heard_ms: now,
             round: 0,
-            asked: Message::RepairStart { id },
-            asked_ms: self.now.mono_ms,
+            asked,
+            asked_ms: now,
             slots_asked: 0,
             began: false,
             target: Vector::new(),
             floors: Vec::new(),
             clock: Stamp::default(),
             todo: VecDeque::new(),
-        });
-        self.reason = format!("fetching the shard's data from {peer}");
-        self.send(peer, Message::RepairStart { id });
+        }
+    }
+
+    fn start_repair(&mut self, repair: Repair) {
+        let (peer, message, purpose) = (repair.peer.clone(), repair.asked.clone(), repair.purpose);
+        *self.place_of(purpose) = Some(repair);
+        self.send(&peer, message);
+    }
+
+    fn place_of(&mut self, purpose: Purpose) -> &mut Option<Repair> {
+        if purpose == Purpose::Mate { &mut self.repair } else { &mut self.transfer }
     }
 
     /// Asks again where an answer is overdue, and ends a repair whose source has gone silent.
     pub(super) fn repair_step(&mut self) {
         let now = self.now.mono_ms;
-        let Some(repair) = self.repair.as_mut() else { return };
-        if now.saturating_sub(repair.heard_ms) >= SILENCE_MS {
-            self.repair = None;
-        } else if now.saturating_sub(repair.asked_ms) >= ASK_AGAIN_MS {
-            repair.asked_ms = now;
-            let (peer, message) = (repair.peer.clone(), repair.asked.clone());
-            self.send(&peer, message);
+        for purpose in [Purpose::Mate, Purpose::Copy] {
+            let place = self.place_of(purpose);
+            let Some(repair) = place.as_mut() else { continue };
+            if now.saturating_sub(repair.heard_ms) >= SILENCE_MS {
+                *place = None;
+            } else if now.saturating_sub(repair.asked_ms) >= ASK_AGAIN_MS {
+                repair.asked_ms = now;
+                let (peer, message) = (repair.peer.clone(), repair.asked.clone());
+                self.send(&peer, message);
+            }
         }
     }
 
-    pub(super) fn repair_started(&mut self, from: &Addr, id: u64) {
-        let (Some(replica), Some(topology)) = (&self.replica, &self.topology) else { return };
-        if replica.stage == Stage::Filling {
+    /// What this node has of a shard of a layout, and whether that is all that was ever stable in it.
+    fn source(&self, scope: Scope) -> Option<(&Vector, bool)> {
+        let replica = self.replica.as_ref()?;
+        let epoch = self.topology.as_ref()?.layout.epoch;
+        if scope.epoch == epoch && replica.shard == Some(scope.shard) {
+            return (replica.stage != Stage::Filling).then_some((&replica.applied, true));
+        }
+        let handed = replica.handed.as_ref()?;
+        (handed.epoch == scope.epoch && handed.shard == scope.shard).then_some((&handed.vector, handed.whole))
+    }
+
+    pub(super) fn repair_started(&mut self, from: &Addr, id: u64, scope: Scope, runs: &[SlotRun]) {
+        let (Some(replica), Some((target, whole))) = (&self.replica, self.source(scope)) else { return };
+        if runs.iter().any(|&(first, last)| first > last || last.0 >= SLOT_COUNT)
+            || runs.len() > usize::from(SLOT_COUNT)
+        {
             return;
         }
-        let slots = topology.layout.slots_of(replica.shard);
         let message = Message::RepairBegin {
             id,
-            target: replica.applied.clone(),
+            whole,
+            keys: self.inventory.versions_in(slots_in(runs)),
+            target: target.clone(),
             floors: replica.floors_list(),
-            clock: replica.clock.last(),
-            digests: slots.map(|slot| replica.digests[usize::from(slot.0)]).collect(),
+            clock: self.inventory.clock.last(),
+            digests: slots_in(runs).map(|slot| self.inventory.digest(slot)).collect(),
         };
         self.send(from, message);
     }
 
     fn current_repair(&mut self, from: &Addr, id: u64) -> Option<&mut Repair> {
         let now = self.now.mono_ms;
-        let repair = self.repair.as_mut().filter(|repair| repair.id == id && repair.peer == *from)?;
+        let both = [self.repair.as_mut(), self.transfer.as_mut()];
+        let repair = both.into_iter().flatten().find(|repair| repair.id == id && repair.peer == *from)?;
         repair.heard_ms = now;
         Some(repair)
     }
 
-    pub(super) fn repair_began(
-        &mut self,
-        from: &Addr,
-        id: u64,
-        target: Vector,
-        floors: Floors,
-        clock: Stamp,
-        digests: &[u64],
-    ) -> Result<()> {
-        let (Some(replica), Some(topology)) = (&self.replica, &self.topology) else { return Ok(()) };
-        let slots = topology.layout.slots_of(replica.shard).zip(digests);
-        let differs = slots.filter(|&(slot, &theirs)| replica.digests[usize::from(slot.0)] != theirs);
-        let todo: VecDeque<_> = differs.map(|(slot, _)| (slot, None)).collect();
-        let early = self.settings.broken(Mutant::RepairVectorFirst).then(|| target.clone());
+    pub(super) fn repair_began(&mut self, from: &Addr, id: u64, told: Began) -> Result<()> {
         let Some(repair) = self.current_repair(from, id).filter(|repair| !repair.began) else {
             return Ok(());
         };
-        repair.began = true;
-        (repair.target, repair.floors, repair.clock, repair.todo) = (target, floors, clock, todo);
-        if let (Some(early), Some(replica)) = (early, self.replica.as_mut()) {
-            replica.applied.merge(&early);
+        let (purpose, scope, runs) = (repair.purpose, repair.scope, repair.runs.clone());
+        let unfit = purpose == Purpose::Copy && !told.whole;
+        if unfit {
+            *self.place_of(purpose) = None;
+            return Ok(());
         }
-        self.repair_on()
+        let slots = slots_in(&runs).zip(&told.digests);
+        let differs = slots.filter(|&(slot, &theirs)| self.inventory.digest(slot) != theirs);
+        let todo: VecDeque<_> = differs.map(|(slot, _)| (slot, None)).collect();
+        if purpose != Purpose::Mate {
+            self.count_transfer(scope, 0, Some(told.keys), 0);
+        }
+        let vector_first = match purpose {
+            Purpose::Mate => self.settings.broken(Mutant::RepairVectorFirst),
+            Purpose::Copy => self.settings.broken(Mutant::CopyVectorFirst),
+            Purpose::Handover => false,
+        };
+        let Some(repair) = self.current_repair(from, id) else { return Ok(()) };
+        repair.began = true;
+        (repair.target, repair.floors, repair.clock, repair.todo) = (told.target, told.floors, told.clock, todo);
+        if vector_first {
+            let early = repair.target.clone();
+            if purpose == Purpose::Copy {
+                self.copied_early(scope.shard, &early);
+            } else if let Some(replica) = self.replica.as_mut() {
+                replica.applied.merge(&early);
+            }
+        }
+        self.repair_on(purpose)
     }
 
     /// Asks for the next slots, or ends the repair.
-    fn repair_on(&mut self) -> Result<()> {
-        let Some(repair) = &self.repair else { return Ok(()) };
+    fn repair_on(&mut self, purpose: Purpose) -> Result<()> {
+        let Some(repair) = self.place_of(purpose).as_ref() else { return Ok(()) };
         if repair.todo.is_empty() {
-            return self.finish_repair();
+            return self.finish_repair(purpose);
         }
-        let (id, peer, round) = (repair.id, repair.peer.clone(), repair.round + 1);
+        let (id, scope, peer, round) = (repair.id, repair.scope, repair.peer.clone(), repair.round + 1);
+        let todo: Vec<(Slot, Option<Key>)> = repair.todo.iter().take(SLOTS_MAX).cloned().collect();
         let mut slots = Vec::new();
         let mut listed = 0;
-        for (slot, after) in repair.todo.iter().take(SLOTS_MAX) {
+        for (slot, after) in todo {
             if listed >= LISTED_MAX {
                 break;
             }
-            let have = self.list_slot(*slot, after.as_ref())?;
+            let have = self.list_slot(slot, after.as_ref())?;
             listed += have.len();
-            slots.push(SlotListing { slot: *slot, after: after.clone(), have });
+            slots.push(SlotListing { slot, after, have });
         }
         let slots_asked = slots.len();
-        let message = Message::RepairAsk { id, round, slots };
+        let message = Message::RepairAsk { id, scope, round, slots };
         let now = self.now.mono_ms;
-        if let Some(repair) = self.repair.as_mut() {
+        if let Some(repair) = self.place_of(purpose).as_mut() {
             (repair.round, repair.slots_asked, repair.asked_ms) = (round, slots_asked, now);
             repair.asked = message.clone();
         }
@@ -184,17 +267,22 @@ impl Core {
         }
     }
 
-    pub(super) fn repair_asked(&mut self, from: &Addr, id: u64, round: u64, slots: &[SlotListing]) -> Result<()> {
-        if self.replica.as_ref().is_none_or(|replica| replica.stage == Stage::Filling) {
-            return Ok(());
-        }
+    pub(super) fn repair_asked(
+        &mut self,
+        from: &Addr,
+        id: u64,
+        scope: Scope,
+        round: u64,
+        slots: &[SlotListing],
+    ) -> Result<()> {
+        let Some((covered, _)) = self.source(scope) else { return Ok(()) };
         let mut answer = RepairAnswer::default();
         for listing in slots {
             if answer.weight >= ANSWER_WEIGHT_MAX {
                 answer.rest = Some((listing.slot, listing.after.clone()));
                 break;
             }
-            self.compare_slot(listing, &mut answer)?;
+            self.compare_slot(covered, listing, &mut answer)?;
             if answer.rest.is_some() {
                 break;
             }
@@ -204,12 +292,16 @@ impl Core {
         Ok(())
     }
 
-    fn compare_slot(&self, listing: &SlotListing, answer: &mut RepairAnswer) -> Result<()> {
+    fn compare_slot(&self, covered: &Vector, listing: &SlotListing, answer: &mut RepairAnswer) -> Result<()> {
         let Some(replica) = &self.replica else { return Ok(()) };
         let mine = self.whole_slot(listing.slot, listing.after.as_ref())?;
         let mut last = listing.after.clone();
         let mut theirs = listing.have.iter().peekable();
-        let forgotten = |dot: &Dot| replica.applied.covers(*dot) || replica.is_retired(dot.origin);
+        // `covered` speaks of the scope's slots alone: what this node covers elsewhere says nothing here.
+        let blindly = self.settings.broken(Mutant::CoverageDuringCopy);
+        let forgotten = |dot: &Dot| {
+            covered.covers(*dot) || self.is_retired(replica, dot.origin) || (blindly && replica.applied.covers(*dot))
+        };
         let mut drop_gone = |key: &Key, dot: &Dot| {
             if forgotten(dot) {
                 answer.dropped.push((key.clone(), *dot));
@@ -247,30 +339,50 @@ impl Core {
         };
         repair.round += 1;
         repair.compared(rest);
-        let Some(replica) = self.replica.as_mut() else { return Ok(()) };
+        let (purpose, scope) = (repair.purpose, repair.scope);
+        if purpose != Purpose::Mate {
+            let size =
+                |(key, version): &(Key, Version)| key.len() + version.value.as_ref().map_or(0, bytes::Bytes::len);
+            self.count_transfer(scope, entries.len() as u64, None, entries.iter().map(size).sum::<usize>() as u64);
+        }
         for (key, version) in entries {
-            replica.install(&mut *self.store, &key, version)?;
+            self.inventory.install(&mut *self.store, &key, version)?;
         }
         for (key, dot) in dropped {
             let present = self.store.get(Slot::of(&key), &key)?;
             if let Some(version) = present.filter(|version| version.dot == dot) {
-                replica.discard(&mut *self.store, &key, &version);
+                self.inventory.discard(&mut *self.store, &key, &version);
             }
         }
         self.replica_changed = true;
-        self.repair_on()
+        self.repair_on(purpose)
     }
 
-    fn finish_repair(&mut self) -> Result<()> {
-        let (Some(repair), Some(replica)) = (self.repair.take(), self.replica.as_mut()) else { return Ok(()) };
+    fn finish_repair(&mut self, purpose: Purpose) -> Result<()> {
+        let Some(repair) = self.place_of(purpose).take() else { return Ok(()) };
+        match purpose {
+            Purpose::Mate => self.finish_with_mate(&repair),
+            Purpose::Copy => {
+                self.copied(&repair);
+                Ok(())
+            }
+            Purpose::Handover => {
+                self.handed_over(&repair);
+                self.deliver_waiting()
+            }
+        }
+    }
+
+    fn finish_with_mate(&mut self, repair: &Repair) -> Result<()> {
+        let Some(replica) = self.replica.as_mut() else { return Ok(()) };
         replica.applied.merge(&repair.target);
-        replica.clock.observe(repair.clock);
         replica.raise_floors(&repair.floors);
+        self.inventory.clock.observe(repair.clock);
         let filling = replica.stage == Stage::Filling;
         self.replica_changed = true;
         self.say(Severity::Info, format!("compared all slots with {}", repair.peer));
         if filling {
-            self.filled_by(&repair);
+            self.filled_by(repair);
             return self.fill_step();
         }
         self.reason.clear();

@@ -1,19 +1,17 @@
-//! One replica of one shard: what it has applied, and the rule by which a write wins.
+//! One replica of one shard: what it has applied, and under which name it writes.
 //!
 //! Invariants:
-//! - `applied` only grows within a life, and every write it covers has met the winner rule here.
-//! - The clock is past every stamp applied here.
-//! - `digests` and `live` describe exactly what the store holds.
+//! - `applied` only grows within a life, and every write it covers *to a slot that the shard has* has met the winner rule
+//!   here. (Writes to other slots concern other shards: see [`super::topology`].)
+//! - `handed` covers only writes of the layout before that have met the winner rule here, whatever their slot.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::causal::Vector;
-use super::clock::Clock;
+use super::inventory::Inventory;
 use super::log::Log;
-use crate::storage::{Result, Store, Version};
-use crate::wire::ident::{Dot, Incarnation, Key, NodeId, Origin, SLOT_COUNT, ShardId, Slot};
+use crate::storage::{Result, Store};
+use crate::wire::ident::{Epoch, Incarnation, NodeId, Origin, ShardId};
 use crate::wire::peer::{Floors, Stage, Write};
 
 /// Bytes of writes that wait for their dependencies, per origin. What does not fit is sent again.
@@ -21,7 +19,8 @@ const INBOX_WEIGHT_MAX: usize = 4 << 20;
 
 #[derive(Debug)]
 pub struct Replica {
-    pub shard: ShardId,
+    /// `None`: this node has been taken out of its shard and only hands over what it has.
+    pub shard: Option<ShardId>,
     /// The other members of the shard.
     pub others: Vec<NodeId>,
     /// Under which this replica writes now.
@@ -30,17 +29,25 @@ pub struct Replica {
     pub applied: Vector,
     /// The part of `applied` that would survive a loss of power.
     pub durable: Vector,
-    pub floors: BTreeMap<NodeId, Incarnation>,
-    pub clock: Clock,
+    pub floors: BTreeMap<(NodeId, Epoch), Incarnation>,
     pub log: Log,
-    /// Per slot, the sum of the hashes of (key, dot) of all its versions.
-    pub digests: Vec<u64>,
-    /// Keys that have a value.
-    pub live: u64,
-    /// Slots that may hold tombstones or dependencies that become droppable.
-    pub dirty: BTreeSet<Slot>,
+    /// What this node has, as a member of the layout before, to hand over; `None` if it had no shard then.
+    pub handed: Option<Handed>,
     /// Writes that arrived before their dependencies.
     inbox: BTreeMap<Origin, Inbox>,
+}
+
+/// What a member of the layout before has of its old shard.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Handed {
+    pub epoch: Epoch,
+    pub shard: ShardId,
+    /// All members of the old shard.
+    pub members: Vec<NodeId>,
+    /// Everything that it covers is here, in all slots of the old shard.
+    pub vector: Vector,
+    /// Whether the node served the old shard, and so has all that was ever stable in it.
+    pub whole: bool,
 }
 
 #[derive(Debug, Default)]
@@ -49,39 +56,21 @@ struct Inbox {
     weight: usize,
 }
 
-fn hash(key: &str, dot: Dot) -> u64 {
-    let Origin { node, epoch, incarnation } = dot.origin;
-    let place =
-        xxh3_64_with_seed(&dot.seq.to_le_bytes(), incarnation.0 ^ (u64::from(node.0) << 32) ^ u64::from(epoch.0));
-    xxh3_64_with_seed(key.as_bytes(), place)
-}
-
 impl Replica {
     /// An empty replica that has to be filled.
     pub fn new(shard: ShardId, others: Vec<NodeId>, origin: Origin, log_weight_max: usize) -> Self {
         Self {
-            shard,
+            shard: Some(shard),
             others,
             origin,
             stage: Stage::Filling,
             applied: Vector::new(),
             durable: Vector::new(),
             floors: BTreeMap::new(),
-            clock: Clock::default(),
             log: Log::new(log_weight_max),
-            digests: vec![0; usize::from(SLOT_COUNT)],
-            live: 0,
-            dirty: BTreeSet::new(),
+            handed: None,
             inbox: BTreeMap::new(),
         }
-    }
-
-    /// Takes stock of what the store holds; once, at start.
-    pub fn recover(&mut self, store: &dyn Store) -> Result<()> {
-        store.scan(&mut |slot, key, version| {
-            self.count_in(slot, key, version);
-            self.clock.observe(version.stamp);
-        })
     }
 
     /// Number of this replica's newest write under its current origin.
@@ -94,74 +83,55 @@ impl Replica {
         self.others.len() + 1
     }
 
+    /// Whether the floors retire an origin of a living epoch.
     pub fn is_retired(&self, origin: Origin) -> bool {
-        self.floors.get(&origin.node).is_some_and(|&floor| origin.incarnation < floor)
+        self.floors.get(&(origin.node, origin.epoch)).is_some_and(|&floor| origin.incarnation < floor)
     }
 
     pub fn floors_list(&self) -> Floors {
-        self.floors.iter().map(|(&node, &floor)| (node, floor)).collect()
+        self.floors.iter().map(|(&(node, epoch), &floor)| (node, epoch, floor)).collect()
     }
 
     /// Takes over floors of a replica whose whole state is held here too.
     pub fn raise_floors(&mut self, floors: &Floors) {
-        for &(node, floor) in floors {
-            let mine = self.floors.entry(node).or_insert(floor);
+        for &(node, epoch, floor) in floors {
+            let mine = self.floors.entry((node, epoch)).or_insert(floor);
             *mine = (*mine).max(floor);
         }
         let floors = &self.floors;
         let current = self.origin;
         let keep = |origin: Origin| {
-            origin == current || floors.get(&origin.node).is_none_or(|&floor| origin.incarnation >= floor)
+            let floor = floors.get(&(origin.node, origin.epoch));
+            origin == current || floor.is_none_or(|&floor| origin.incarnation >= floor)
         };
         self.applied.retain(|origin, _| keep(origin));
         self.durable.retain(|origin, _| keep(origin));
         self.inbox.retain(|&origin, _| keep(origin));
     }
 
-    fn count_in(&mut self, slot: Slot, key: &Key, version: &Version) {
-        let digest = &mut self.digests[usize::from(slot.0)];
-        *digest = digest.wrapping_add(hash(key, version.dot));
-        self.live += u64::from(version.value.is_some());
-        if version.value.is_none() || !version.deps.is_empty() {
-            self.dirty.insert(slot);
+    /// Forgets the names of epochs before `oldest`: all that exists of them is everywhere.
+    pub fn retire_epochs(&mut self, oldest: Epoch) {
+        self.applied.retain(|origin, _| origin.epoch >= oldest);
+        self.durable.retain(|origin, _| origin.epoch >= oldest);
+        self.inbox.retain(|origin, _| origin.epoch >= oldest);
+        self.floors.retain(|(_, epoch), _| *epoch >= oldest);
+        if self.handed.as_ref().is_some_and(|handed| handed.epoch < oldest) {
+            self.handed = None;
         }
-    }
-
-    fn count_out(&mut self, slot: Slot, key: &Key, version: &Version) {
-        let digest = &mut self.digests[usize::from(slot.0)];
-        *digest = digest.wrapping_sub(hash(key, version.dot));
-        self.live -= u64::from(version.value.is_some());
-    }
-
-    /// Puts a version in the store if it wins against what is there: larger (stamp, origin).
-    pub fn install(&mut self, store: &mut dyn Store, key: &Key, version: Version) -> Result<()> {
-        self.clock.observe(version.stamp);
-        let slot = Slot::of(key);
-        if let Some(present) = store.get(slot, key)? {
-            if (version.stamp, version.dot.origin, version.dot.seq)
-                <= (present.stamp, present.dot.origin, present.dot.seq)
-            {
-                return Ok(());
-            }
-            self.count_out(slot, key, &present);
-        }
-        self.count_in(slot, key, &version);
-        store.put(slot, key, version);
-        Ok(())
-    }
-
-    /// Removes a key's version without trace.
-    pub fn discard(&mut self, store: &mut dyn Store, key: &Key, version: &Version) {
-        let slot = Slot::of(key);
-        self.count_out(slot, key, version);
-        store.remove(slot, key);
     }
 
     /// Applies a write whose turn it is: installs it, covers it, and logs it.
-    pub fn apply(&mut self, store: &mut dyn Store, write: Write) -> Result<()> {
+    pub fn apply(&mut self, inventory: &mut Inventory, store: &mut dyn Store, write: Write) -> Result<()> {
         let dot = write.version.dot;
-        self.install(store, &write.key, write.version.clone())?;
+        inventory.install(store, &write.key, write.version.clone())?;
         self.applied.raise(dot.origin, dot.seq);
+        if let Some(handed) = self.handed.as_mut()
+            && handed.epoch == dot.origin.epoch
+            && handed.members.contains(&dot.origin.node)
+            && handed.vector.get(dot.origin) + 1 == dot.seq
+        {
+            handed.vector.raise(dot.origin, dot.seq);
+        }
         self.log.push(write);
         Ok(())
     }

@@ -89,7 +89,8 @@ impl Core {
     fn turn_of(&self, write: &Write) -> Turn {
         let Some(replica) = &self.replica else { return Turn::Known };
         let dot = write.version.dot;
-        if replica.applied.covers(dot) || replica.is_retired(dot.origin) {
+        let known = replica.applied.covers(dot) || self.is_retired(replica, dot.origin);
+        if known || !self.concerns(replica, dot.origin) {
             return Turn::Known;
         }
         let next = dot.seq == replica.applied.get(dot.origin) + 1;
@@ -107,7 +108,7 @@ impl Core {
                 if self.settings.broken(Mutant::DepsDropped) {
                     write.version.deps = Vector::new();
                 }
-                replica.apply(&mut *self.store, write)?;
+                replica.apply(&mut self.inventory, &mut *self.store, write)?;
                 self.replica_changed = true;
                 self.waiting.changed = true;
             }
@@ -177,7 +178,9 @@ impl Core {
 
     fn is_ahead(&self, addr: &Addr) -> bool {
         let (Some(replica), Some(peer)) = (&self.replica, self.peers.get(addr)) else { return false };
-        let lacks = |(origin, seq)| replica.applied.get(origin) < seq && !replica.is_retired(origin);
+        let lacks = |(origin, seq)| {
+            replica.applied.get(origin) < seq && !self.is_retired(replica, origin) && self.concerns(replica, origin)
+        };
         peer.report.as_ref().is_some_and(|report| report.applied.iter().any(lacks))
     }
 
@@ -210,6 +213,8 @@ impl Core {
         for addr in if holders.is_empty() { &mates } else { &holders } {
             self.pull(addr);
         }
+        // What was written under the layout before may be at nodes of other shards now.
+        self.handover_step();
     }
 
     /// Sends again what was not acknowledged, and pulls what has been lacking for a while.
@@ -232,8 +237,13 @@ impl Core {
     pub(super) fn pull_asked(&mut self, from: &Addr, have: &Vector, floors: &Floors) {
         let Some(replica) = &self.replica else { return };
         let mut wanted = replica.applied.clone();
-        wanted
-            .retain(|origin, _| !floors.iter().any(|&(node, floor)| node == origin.node && origin.incarnation < floor));
+        let retired = |origin: Origin| {
+            let below = |&(node, epoch, floor): &(_, _, _)| {
+                (node, epoch) == (origin.node, origin.epoch) && origin.incarnation < floor
+            };
+            floors.iter().any(below)
+        };
+        wanted.retain(|origin, _| !retired(origin));
         match replica.log.since(have, &wanted, PULL_WEIGHT_MAX) {
             Some(writes) if writes.is_empty() => {}
             Some(writes) => self.send(from, Message::Writes { writes, pulled: true }),
@@ -243,7 +253,7 @@ impl Core {
     }
 
     pub(super) fn told_behind(&mut self, from: &Addr) {
-        let serving = self.replica.as_ref().is_some_and(|replica| replica.stage == Stage::Serving);
+        let serving = self.is_serving();
         if serving && self.repair.is_none() {
             self.begin_repair(from);
         }

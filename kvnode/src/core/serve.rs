@@ -10,6 +10,7 @@ use super::causal::{Context, Vector};
 use super::causality::Check;
 use super::request::{Answer, Op};
 use super::settings::Mutant;
+use super::topology::slots_in;
 use super::{Core, Effect, token};
 use crate::storage::{Result, Version};
 use crate::wire::ident::{Addr, Dot, Key, ShardId, Slot};
@@ -111,24 +112,55 @@ impl Core {
 
     /// Finds out who answers a request: this replica, another node, or several.
     fn route(&mut self, requester: Requester, op: Op, context: Context) -> Result<()> {
-        let layout = &self.topology.as_ref().expect("requests are taken only in a cluster").layout;
-        let shard = match &op {
-            Op::Get { key } | Op::Put { key, .. } | Op::Delete { key } => layout.shard_of_slot(Slot::of(key)),
-            Op::KeyCount { shard } if !layout.shards.contains_key(shard) => {
+        if let (Op::List { .. }, Requester::Client(_)) = (&op, &requester) {
+            return self.gather(requester, op, context);
+        }
+        match self.shard_for(&op, None) {
+            Some(shard) => self.ask_shard(requester, shard, op, context),
+            None => {
                 self.answer(requester, Answer::NoSuchShard);
-                return Ok(());
+                Ok(())
             }
+        }
+    }
+
+    /// The shard that answers a request under the present layout. `asked`: the one that a page of a listing is for.
+    pub(super) fn shard_for(&self, op: &Op, asked: Option<ShardId>) -> Option<ShardId> {
+        let layout = &self.topology.as_ref().expect("requests are taken only in a cluster").layout;
+        let shard = match op {
+            Op::Get { key } | Op::Put { key, .. } | Op::Delete { key } => layout.shard_of_slot(Slot::of(key)),
             Op::KeyCount { shard } => *shard,
-            Op::List { .. } => {
-                return self.gather(requester, op, context);
-            }
+            Op::List { .. } => asked?,
         };
-        self.ask_shard(requester, shard, op, context)
+        layout.shards.contains_key(&shard).then_some(shard)
+    }
+
+    /// The layout has changed: what waits here may be for others now.
+    pub(super) fn reroute(&mut self) -> Result<()> {
+        for Parked { requester, op, context, .. } in std::mem::take(&mut self.waiting.parked) {
+            let asked = match &requester {
+                Requester::Gather(_, shard) => Some(*shard),
+                _ => self.replica.as_ref().and_then(|replica| replica.shard),
+            };
+            match self.shard_for(&op, asked) {
+                Some(shard) => self.ask_shard(requester, shard, op, context)?,
+                None => self.answer(requester, Answer::NoSuchShard),
+            }
+        }
+        self.forward_step()
+    }
+
+    /// Answers all writes that wait for copies with the copies that there are: their origin ends here.
+    pub(super) fn answer_all_unacknowledged(&mut self) {
+        for write in &mut self.waiting.unacknowledged {
+            write.deadline_ms = 0;
+        }
+        self.answer_acknowledged();
     }
 
     /// Serves a request of one shard here, or passes it on.
     pub(super) fn ask_shard(&mut self, requester: Requester, shard: ShardId, op: Op, context: Context) -> Result<()> {
-        let here = self.replica.as_ref().is_some_and(|replica| replica.shard == shard);
+        let here = self.replica.as_ref().is_some_and(|replica| replica.shard == Some(shard));
         if here && self.is_serving() {
             self.serve(requester, op, context)
         } else {
@@ -144,6 +176,10 @@ impl Core {
         }
         let deadline_ms = self.now.mono_ms + self.settings.causal_wait_ms;
         if let Some((parked, missing)) = self.try_serve(Parked { requester, op, context, deadline_ms })? {
+            if missing.is_empty() {
+                // The client has seen a later layout: whoever hears from this node tells it.
+                self.beat_all();
+            }
             self.pull_missing(&missing);
             self.waiting.parked.push(parked);
         }
@@ -157,6 +193,7 @@ impl Core {
         let mutant = if reads { Mutant::ReadUnchecked } else { Mutant::WriteUnchecked };
         let (own, foreign, lost) = match self.check(replica, &request.context) {
             Check::Satisfied { own, foreign, lost } => (own, foreign, lost),
+            Check::Behind => return Ok(Some((request, Vector::new()))),
             Check::Missing(_) if self.settings.broken(mutant) => self.check_nothing(&request.context),
             Check::Missing(missing) if !matches!(request.op, Op::KeyCount { .. }) => {
                 return Ok(Some((request, missing)));
@@ -171,7 +208,7 @@ impl Core {
             Op::Delete { key } => self.write(requester, key, None, own, foreign)?,
             Op::List { prefix, after, limit } => self.list(requester, &prefix, after, limit, own, foreign)?,
             Op::KeyCount { .. } => {
-                let live = self.replica.as_ref().map_or(0, |replica| replica.live);
+                let live = self.inventory.live_in(slots_in(&self.own_runs));
                 self.answer(requester, Answer::Count(live));
             }
         }
@@ -251,13 +288,13 @@ impl Core {
         let stamp = match broken {
             (true, _) => super::clock::Stamp::from_millis(physical),
             (_, true) => super::clock::Stamp::from_millis(replica.seq()),
-            _ => replica.clock.next(physical),
+            _ => self.inventory.clock.next(physical),
         };
         let dot = Dot { origin: replica.origin, seq: replica.seq() + 1 };
         own.retain(|origin, _| origin != dot.origin);
         let deps = if drops_deps { Vector::new() } else { foreign };
         let write = Write { key, version: Version { stamp, dot, value, deps }, own_deps: own };
-        replica.apply(&mut *self.store, write)?;
+        replica.apply(&mut self.inventory, &mut *self.store, write)?;
         self.replica_changed = true;
         self.waiting.changed = true;
         Ok(dot)
@@ -285,10 +322,12 @@ impl Core {
                 if keys.len() == page || weight >= LIST_WEIGHT_MAX {
                     break 'pages true;
                 }
-                seen.raise(version.dot.origin, version.dot.seq);
-                seen.merge(&version.deps);
+                if self.owns(Slot::of(&key)) {
+                    seen.raise(version.dot.origin, version.dot.seq);
+                    seen.merge(&version.deps);
+                }
                 last = Some(key.clone());
-                if version.value.is_some() {
+                if version.value.is_some() && self.owns(Slot::of(&key)) {
                     weight += key.len();
                     keys.push(key);
                 }
@@ -325,7 +364,7 @@ impl Core {
             let missing = match (&self.replica, self.is_serving()) {
                 (Some(replica), true) => match self.check(replica, &parked.context) {
                     Check::Missing(missing) => missing,
-                    Check::Satisfied { .. } => Vector::new(),
+                    Check::Satisfied { .. } | Check::Behind => Vector::new(),
                 },
                 _ => Vector::new(),
             };

@@ -71,4 +71,22 @@ pub enum Mutant {
     TombstoneDroppedEarly,
     /// A restarted node goes on under its old origin from what it still has.
     LifeReused,
+    /// A node behind the context's layout answers by its own.
+    EpochIgnored,
+    /// A new owner takes a key that the old one has, and that it does not list itself, for deleted.
+    CoverageDuringCopy,
+    /// What is durable becomes stable while slots are being copied.
+    StableDuringCopy,
+    /// Old copies are deleted, and the old epoch forgotten, before the new owners have everything.
+    OldCopyDeletedEarly,
+    /// A member of the old layout goes on under its old origin.
+    OriginKept,
+    /// A dependency that two shards have inherited is carried to none of them.
+    HeirsForgotten,
+    /// A new owner takes the old one's vector for its own before the copy is complete.
+    CopyVectorFirst,
+    /// A new owner serves although its copies are not here.
+    ServeUncopied,
+    /// Tombstones are dropped while the old members still hand over.
+    TombstoneDroppedWhileSettling,
 }

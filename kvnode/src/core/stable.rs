@@ -20,9 +20,16 @@ use super::causal::Vector;
 use super::causality::{knows_end, retired_in};
 use super::replica::Replica;
 use super::settings::Mutant;
+use super::topology::Transition;
 use crate::storage::Result;
-use crate::wire::ident::{Addr, Incarnation, NodeId, Origin, ShardId, Slot};
+use crate::wire::ident::{Addr, Epoch, Incarnation, NodeId, Origin, ShardId, Slot};
 use crate::wire::peer::{Floors, Report, Stable, Stage};
+
+fn is_below(floors: &Floors, origin: Origin) -> bool {
+    let below =
+        |&(node, epoch, floor): &(_, _, _)| (node, epoch) == (origin.node, origin.epoch) && origin.incarnation < floor;
+    floors.iter().any(below)
+}
 
 /// Slots looked through per tick for what can be forgotten.
 const SLOTS_PER_TICK: usize = 16;
@@ -30,7 +37,8 @@ const SLOTS_PER_TICK: usize = 16;
 /// The step from stable to settled.
 #[derive(Debug, Default)]
 pub(super) struct Settling {
-    settled: Stable,
+    /// `None` until something was settled under the present layout alone.
+    settled: Option<Stable>,
     /// What is stable, and what has to be applied here until that is settled.
     pending: Option<(Stable, Vector)>,
     sweep_after: Option<Slot>,
@@ -43,6 +51,9 @@ impl Core {
         let nodes = replica.others.iter().copied().chain([replica.origin.node]);
         let lives = nodes.filter_map(|node| Some((node, self.newest_life(node)?))).collect();
         Report {
+            epoch: self.topology.as_ref().map_or(replica.origin.epoch, |topology| topology.layout.epoch),
+            oldest: self.topology.as_ref().map_or(replica.origin.epoch, super::topology::Topology::oldest_epoch),
+            frozen: self.is_frozen(),
             applied: replica.applied.clone(),
             durable: replica.durable.clone(),
             floors: replica.floors_list(),
@@ -61,6 +72,10 @@ impl Core {
         if let Some(&(_, known)) = report.lives.iter().find(|&&(node, _)| Some(node) == self.me) {
             self.superseded(known);
         }
+        let epoch = self.topology.as_ref().map(|topology| topology.layout.epoch);
+        if epoch != Some(report.epoch) {
+            return;
+        }
         let held = self.replica.as_ref().map_or(0, |replica| report.applied.get(replica.origin));
         if let Some(peer) = self.peers.get_mut(from) {
             peer.report = Some(report);
@@ -70,44 +85,63 @@ impl Core {
     }
 
     pub(super) fn own_stable(&self) -> Stable {
-        let shard = self.replica.as_ref().map(|replica| replica.shard);
+        let shard = self.replica.as_ref().and_then(|replica| replica.shard);
         shard.and_then(|shard| self.stables.get(&shard)).cloned().unwrap_or_default()
     }
 
     /// Takes over what a shard says is stable. It only ever grows.
     pub(super) fn learn_stable(&mut self, shard: ShardId, told: &Stable) {
         let stable = self.stables.entry(shard).or_default();
-        let mut floors: BTreeMap<NodeId, Incarnation> = stable.floors.iter().copied().collect();
-        for &(node, floor) in &told.floors {
-            let known = floors.entry(node).or_insert(floor);
+        let pairs =
+            |floors: &Floors| -> Vec<_> { floors.iter().map(|&(n, epoch, floor)| ((n, epoch), floor)).collect() };
+        let mut floors: BTreeMap<(NodeId, Epoch), Incarnation> = pairs(&stable.floors).into_iter().collect();
+        for (of, floor) in pairs(&told.floors) {
+            let known = floors.entry(of).or_insert(floor);
             *known = (*known).max(floor);
         }
+        let oldest = self.topology.as_ref().map_or(Epoch(0), super::topology::Topology::oldest_epoch);
+        floors.retain(|(_, epoch), _| *epoch >= oldest);
         stable.vector.merge(&told.vector);
-        stable.vector.retain(|origin, _| floors.get(&origin.node).is_none_or(|&floor| origin.incarnation >= floor));
-        stable.floors = floors.into_iter().collect();
+        stable.vector.retain(|origin, _| {
+            let floor = floors.get(&(origin.node, origin.epoch));
+            origin.epoch >= oldest && floor.is_none_or(|&floor| origin.incarnation >= floor)
+        });
+        stable.floors = floors.into_iter().map(|((node, epoch), floor)| (node, epoch, floor)).collect();
     }
 
-    /// Whether every serving replica of the origin's shard has the entry.
+    /// Whether every serving replica of every shard that the origin concerns has the entry.
     pub(super) fn is_stable(&self, origin: Origin, seq: u64) -> bool {
-        let shard = self.topology.as_ref().and_then(|topology| topology.shard_of_origin(origin));
-        let Some(stable) = shard.and_then(|shard| self.stables.get(&shard)) else { return false };
-        stable.vector.get(origin) >= seq
-            || stable.floors.iter().any(|&(node, floor)| node == origin.node && origin.incarnation < floor)
+        let Some(topology) = &self.topology else { return false };
+        if origin.epoch < topology.oldest_epoch() {
+            return true;
+        }
+        let Some(home) = topology.home_of(origin) else { return false };
+        let in_shard = |shard: ShardId| {
+            let Some(stable) = self.stables.get(&shard) else { return false };
+            stable.vector.get(origin) >= seq || is_below(&stable.floors, origin)
+        };
+        let mut shards = self.shards_of(origin, home).peekable();
+        shards.peek().is_some() && shards.all(in_shard)
+    }
+
+    /// Whether slots are being copied: until they are, nothing new becomes stable (see [`super::handover`]).
+    fn is_frozen(&self) -> bool {
+        let copying = self.topology.as_ref().is_some_and(|t| matches!(t.transition, Transition::Copying { .. }));
+        copying && !self.settings.broken(Mutant::StableDuringCopy)
     }
 
     pub(super) fn stable_step(&mut self) -> Result<()> {
         let Some(replica) = &self.replica else { return Ok(()) };
-        if replica.stage == Stage::Filling {
-            return Ok(());
-        }
-        let shard = replica.shard;
+        let Some(shard) = replica.shard.filter(|_| replica.stage != Stage::Filling) else { return Ok(()) };
         if let Some((stable, reported)) = self.compute_stable(replica) {
             let floors = self.compute_floors(replica);
             self.retire(&floors);
             let floors = self.replica.as_ref().map(Replica::floors_list).unwrap_or_default();
             let stable = Stable { vector: stable, floors };
             self.learn_stable(shard, &stable);
-            self.settling.pending.get_or_insert((stable, reported));
+            if self.is_steady_everywhere() {
+                self.settling.pending.get_or_insert((stable, reported));
+            }
         }
         self.settle();
         self.sweep()
@@ -122,6 +156,9 @@ impl Core {
 
     /// What is durable at all replicas, and all that their reports say they had applied; `None` while a report is lacking.
     fn compute_stable(&self, replica: &Replica) -> Option<(Vector, Vector)> {
+        if self.is_frozen() {
+            return None;
+        }
         let mut stable = replica.durable.clone();
         let mut reported = replica.applied.clone();
         for &node in &replica.others {
@@ -131,6 +168,9 @@ impl Core {
                 }
                 return None;
             };
+            if report.frozen && !self.settings.broken(Mutant::StableDuringCopy) {
+                return None;
+            }
             let peer = self.peer_of(node);
             if !peer.is_some_and(|peer| self.is_reachable(peer)) {
                 return None;
@@ -155,7 +195,7 @@ impl Core {
         nodes.filter_map(|node| self.compute_floor(replica, node)).collect()
     }
 
-    fn compute_floor(&self, replica: &Replica, node: NodeId) -> Option<(NodeId, Incarnation)> {
+    fn compute_floor(&self, replica: &Replica, node: NodeId) -> Option<(NodeId, Epoch, Incarnation)> {
         let life = self.newest_life(node)?;
         let reports: Vec<&Report> =
             replica.others.iter().map(|&other| self.valid_report(other)).collect::<Option<_>>()?;
@@ -175,26 +215,44 @@ impl Core {
         let named = |vector: &Vector| -> Vec<Origin> { vector.iter().map(|(origin, _)| origin).collect() };
         let mut origins = named(&replica.applied);
         reports.iter().for_each(|report| origins.extend(named(&report.applied)));
-        let ended = |origin: &Origin| origin.node == node && origin.incarnation < life;
-        origins.into_iter().filter(ended).all(held_equally).then_some((node, life))
+        let epoch = replica.origin.epoch;
+        let ended = |origin: &Origin| (origin.node, origin.epoch) == (node, epoch) && origin.incarnation < life;
+        origins.into_iter().filter(ended).all(held_equally).then_some((node, epoch, life))
+    }
+
+    /// Whether all replicas of the shard say that they are past the layout before. What they had applied by then includes all
+    /// that was written under it, so what they wrote since was not written before a deletion of that time.
+    fn is_steady_everywhere(&self) -> bool {
+        let Some(replica) = &self.replica else { return false };
+        let steady = |node: &NodeId| self.valid_report(*node).is_some_and(|report| report.oldest == report.epoch);
+        self.is_steady() && replica.others.iter().all(steady)
+    }
+
+    fn is_steady(&self) -> bool {
+        let steady = self.topology.as_ref().is_some_and(|topology| topology.from().is_none());
+        steady || self.settings.broken(Mutant::TombstoneDroppedWhileSettling)
     }
 
     fn settle(&mut self) {
         let Some(replica) = &self.replica else { return };
         let reached = self.settling.pending.as_ref().is_some_and(|(_, reported)| {
-            reported.iter().all(|(origin, seq)| replica.applied.get(origin) >= seq || replica.is_retired(origin))
+            let has = |(origin, seq)| {
+                replica.applied.get(origin) >= seq
+                    || self.is_retired(replica, origin)
+                    || !self.concerns(replica, origin)
+            };
+            reported.iter().all(has)
         });
         if reached && let Some((stable, _)) = self.settling.pending.take() {
-            self.settling.settled = stable;
+            self.settling.settled = Some(stable);
         }
     }
 
     /// Drops settled tombstones and stable dependencies, a few slots at a time.
     fn sweep(&mut self) -> Result<()> {
         for _ in 0..SLOTS_PER_TICK {
-            let Some(replica) = &self.replica else { return Ok(()) };
             let after = self.settling.sweep_after.map_or(0, |slot| slot.0 + 1);
-            let Some(&slot) = replica.dirty.range(Slot(after)..).next() else {
+            let Some(&slot) = self.inventory.dirty.range(Slot(after)..).next() else {
                 self.settling.sweep_after = None;
                 return Ok(());
             };
@@ -207,15 +265,19 @@ impl Core {
     fn sweep_slot(&mut self, slot: Slot) -> Result<()> {
         /// A slot holds a ten-thousandth of the keys; what is beyond this waits for the next round.
         const VERSIONS_MAX: usize = 10_000;
+        // While old members hand over, an older write than a deletion may still turn up.
+        let steady = self.is_steady() && !self.is_frozen();
+        if !self.owns(slot) {
+            return Ok(());
+        }
         let versions = self.store.slot(slot, None, VERSIONS_MAX)?;
         let mut dirty = versions.len() == VERSIONS_MAX;
         for (key, mut version) in versions {
             let mut deps = version.deps.clone();
             self.prune(&mut deps);
-            let forget = version.value.is_none() && deps.is_empty() && self.is_settled(&version);
-            let Some(replica) = self.replica.as_mut() else { return Ok(()) };
+            let forget = steady && version.value.is_none() && deps.is_empty() && self.is_settled(&version);
             if forget {
-                replica.discard(&mut *self.store, &key, &version);
+                self.inventory.discard(&mut *self.store, &key, &version);
                 continue;
             }
             dirty |= version.value.is_none() || !deps.is_empty();
@@ -224,18 +286,20 @@ impl Core {
                 self.store.put(slot, &key, version);
             }
         }
-        if let Some(replica) = self.replica.as_mut()
-            && !dirty
-        {
-            replica.dirty.remove(&slot);
+        if !dirty {
+            self.inventory.dirty.remove(&slot);
         }
         Ok(())
     }
 
     fn is_settled(&self, version: &crate::storage::Version) -> bool {
-        let settled = &self.settling.settled;
+        if self.settings.broken(Mutant::TombstoneDroppedEarly) {
+            return true;
+        }
+        let Some(settled) = &self.settling.settled else { return false };
         let origin = version.dot.origin;
-        let retired = settled.floors.iter().any(|&(node, floor)| node == origin.node && origin.incarnation < floor);
-        settled.vector.covers(version.dot) || retired || self.settings.broken(Mutant::TombstoneDroppedEarly)
+        let oldest = self.topology.as_ref().map_or(Epoch(0), super::topology::Topology::oldest_epoch);
+        let retired = origin.epoch < oldest || is_below(&settled.floors, origin);
+        settled.vector.covers(version.dot) || retired
     }
 }

@@ -11,6 +11,7 @@ use warp::Filter;
 use warp::filters::BoxedFilter;
 
 use super::Front;
+use super::admin::{self, ReshardQuery};
 use super::body;
 use super::conn::Progress;
 use super::fields::{self, Fields};
@@ -109,6 +110,19 @@ async fn dispatch(front: &Front, parts: &Parts, route: Route<'_>, body: Bytes) -
             Ok(Reply::of(node.request(op, fields.tokens(&parts.headers)?).await))
         }
         Route::KeyCount(raw) => key_count(front, raw).await,
+        Route::View if matches!(parts.method, Method::PUT | Method::DELETE) => {
+            admin::change_view(front, &parts.method, &body).await
+        }
+        Route::Recover => admin::recover(front, &body).await,
+        Route::AddMember(raw) => admin::add_member(front, shard(front, raw).ok(), &body).await,
+        Route::Reshard => match parts.method {
+            Method::PUT => {
+                let query = ReshardQuery::of(parts.arrival.target.query().unwrap_or(""))?;
+                admin::reshard(front, query, &body).await
+            }
+            Method::DELETE => admin::abort(front).await,
+            _ => Ok(Reply::ok(&node.change()?)),
+        },
         Route::View => Ok(Reply::ok(&json!({ "view": node.view() }))),
         Route::ShardIds => {
             let ids: Vec<String> = node.shard_ids()?.iter().map(ShardId::to_string).collect();

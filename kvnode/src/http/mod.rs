@@ -19,6 +19,7 @@ use crate::limits::Limits;
 use crate::node::NodeHandle;
 
 pub mod accept;
+mod admin;
 mod body;
 mod conn;
 mod fields;

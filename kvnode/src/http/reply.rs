@@ -53,6 +53,10 @@ pub enum Refusal {
     MalformedMetadata,
     BadQuery(&'static str),
     NoSuchShard,
+    NoSuchReplica,
+    NotEnoughNodes,
+    /// The state of the cluster does not allow it.
+    Conflict(String),
     Busy {
         what: String,
     },
@@ -207,6 +211,9 @@ impl Refusal {
             Self::MalformedMetadata => bad("Malformed causal-metadata"),
             Self::BadQuery(why) => bad(&format!("Malformed query: {why}")),
             Self::NoSuchShard => Reply::error(StatusCode::NOT_FOUND, "Shard ID not found"),
+            Self::NoSuchReplica => Reply::error(StatusCode::NOT_FOUND, "View has no such replica"),
+            Self::NotEnoughNodes => bad("Not enough nodes to provide fault tolerance with requested shard count"),
+            Self::Conflict(why) => Reply::error(StatusCode::CONFLICT, &why),
             Self::Busy { what } => {
                 Reply::error(StatusCode::SERVICE_UNAVAILABLE, &format!("Too much waiting already: {what}"))
                     .with(COME_BACK)

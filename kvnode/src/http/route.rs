@@ -14,6 +14,11 @@ pub enum Route<'a> {
     NodeShardId,
     ShardMembers(&'a str),
     KeyCount(&'a str),
+    /// `/shard/add-member/<id>`
+    AddMember(&'a str),
+    Reshard,
+    /// `/view/recover`
+    Recover,
     Health,
     Ready,
     Status,
@@ -31,6 +36,8 @@ impl<'a> Route<'a> {
         let exact = match path {
             "/kvs" => Self::Keys,
             "/view" => Self::View,
+            "/view/recover" => Self::Recover,
+            "/shard/reshard" => Self::Reshard,
             "/shard/ids" => Self::ShardIds,
             "/shard/node-shard-id" => Self::NodeShardId,
             "/health" => Self::Health,
@@ -49,12 +56,14 @@ impl<'a> Route<'a> {
             .map(Self::Key)
             .or_else(|| after("/shard/members/").map(Self::ShardMembers))
             .or_else(|| after("/shard/key-count/").map(Self::KeyCount))
+            .or_else(|| after("/shard/add-member/").map(Self::AddMember))
     }
 
     /// The methods that the path has.
     pub fn methods(self) -> &'static [Method] {
         match self {
-            Self::Key(_) => READ_AND_WRITE,
+            Self::Key(_) | Self::View | Self::Reshard => READ_AND_WRITE,
+            Self::AddMember(_) | Self::Recover => &[Method::PUT],
             Self::Peer => &[Method::POST],
             _ => READ,
         }
@@ -82,6 +91,9 @@ mod tests {
             ("/shard/node-shard-id", Route::NodeShardId),
             ("/shard/members/s1", Route::ShardMembers("s1")),
             ("/shard/key-count/nope", Route::KeyCount("nope")),
+            ("/shard/add-member/s1", Route::AddMember("s1")),
+            ("/shard/reshard", Route::Reshard),
+            ("/view/recover", Route::Recover),
             ("/health", Route::Health),
             ("/ready", Route::Ready),
             ("/status", Route::Status),
@@ -96,7 +108,7 @@ mod tests {
     #[test]
     fn paths_that_do_not() {
         let unknown = ["", "/", "*", "/kvs/", "/kv", "/kvsx", "/view/", "/VIEW", "/shard", "/shard/", "/shard/ids/"];
-        let more = ["/shard/members", "/shard/members/", "/shard/key-count/", "/shard/reshard", "/shard/add-member/s1"];
+        let more = ["/shard/members", "/shard/members/", "/shard/key-count/", "/shard/reshard/", "/shard/add-member/"];
         for path in unknown.iter().chain(&more).chain(&["/peer", "/peer/v2", "/health/x", "//kvs/x"]) {
             assert_eq!(Route::of(path), None, "{path}");
         }
@@ -107,7 +119,7 @@ mod tests {
         assert!(
             Route::Key("x").methods().contains(&Method::PUT) && Route::Key("x").methods().contains(&Method::DELETE)
         );
-        for route in [Route::Keys, Route::View, Route::ShardIds, Route::Ready, Route::Metrics] {
+        for route in [Route::Keys, Route::ShardIds, Route::Ready, Route::Metrics] {
             assert_eq!(route.methods(), READ);
         }
         assert_eq!(Route::Peer.methods(), [Method::POST]);

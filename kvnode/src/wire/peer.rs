@@ -6,15 +6,16 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::ident::{Addr, Dot, Incarnation, Key, NodeId, Origin, ShardId, Slot};
+use super::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin, ShardId, Slot};
 use crate::core::causal::{Context, Vector};
 use crate::core::clock::Stamp;
+use crate::core::replica::Handed;
 use crate::core::request::{Answer, Op};
-use crate::core::topology::{ClusterId, Topology};
+use crate::core::topology::{ClusterId, Proposal, RequestId, SlotRun, Topology, TopologyVersion};
 use crate::storage::Version;
 
 /// First byte of every batch. A node refuses a version that it does not know.
-pub const PROTOCOL_VERSION: u8 = 1;
+pub const PROTOCOL_VERSION: u8 = 2;
 
 /// Messages from one life of a node to one life of another.
 ///
@@ -24,6 +25,8 @@ pub const PROTOCOL_VERSION: u8 = 1;
 pub struct Batch {
     /// `None`: the sender belongs to no cluster yet.
     pub cluster: Option<ClusterId>,
+    /// The topology that the sender goes by. What it says about data is heard only by who knows that topology or a newer.
+    pub version: TopologyVersion,
     pub from: Addr,
     pub life: Incarnation,
     /// The receiver's life as the sender knows it; `None` before the first contact.
@@ -46,9 +49,9 @@ pub enum Stage {
     Leaving,
 }
 
-/// Per node, the lowest incarnation that is not retired. Everything an earlier incarnation wrote that still exists is
-/// durable at every replica.
-pub type Floors = Vec<(NodeId, Incarnation)>;
+/// Per node and epoch, the lowest incarnation that is not retired. Everything an earlier incarnation wrote that still exists
+/// is durable at every replica.
+pub type Floors = Vec<(NodeId, Epoch, Incarnation)>;
 
 /// What a shard has made stable, told to everybody.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,11 +63,40 @@ pub struct Stable {
 /// What a replica tells the other replicas of its shard about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
+    /// The layout that the reporter goes by; what it says holds under no other.
+    pub epoch: Epoch,
+    /// The oldest layout of which the reporter may lack something; the same as `epoch` if it lacks nothing.
+    pub oldest: Epoch,
+    /// Slots are being copied: nothing is to become stable on the strength of this report.
+    pub frozen: bool,
     pub applied: Vector,
     pub durable: Vector,
     pub floors: Floors,
     /// The newest life that the reporter knows of each member of the shard.
     pub lives: Vec<(NodeId, Incarnation)>,
+}
+
+/// What a node tells everybody while a change of the layout is under way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The job whose copies are all here.
+    pub copied: Option<u32>,
+    /// The epoch under which this member holds all that the members before held.
+    pub settled: Option<Epoch>,
+    /// What this node, as an old member, has to hand over.
+    pub handed: Option<Handed>,
+    pub moves: Vec<Move>,
+}
+
+/// What a node has fetched from one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    pub from: ShardId,
+    pub to: ShardId,
+    pub keys: u64,
+    /// As many as there were when the last look was taken.
+    pub keys_total: u64,
+    pub bytes: u64,
 }
 
 /// One write on its way to another replica of the shard.
@@ -93,15 +125,24 @@ pub struct SlotListing {
     pub have: Vec<(Key, Dot)>,
 }
 
+/// One shard of one layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scope {
+    pub epoch: Epoch,
+    pub shard: ShardId,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Message {
     /// "I belong to no cluster. This is what I was started with."
     Seek {
         view: Vec<Addr>,
         shard_count: u32,
+        /// The life in which the sender's data began.
+        birth: Incarnation,
     },
-    /// The answer of a member: the cluster that runs.
-    Topology(Topology),
+    /// The cluster that runs, as agreed.
+    Topology(Box<Topology>),
     /// The answer of a member to a stranger whose address the topology does not list.
     Stranger,
     /// Your life is older than one I know of your address.
@@ -112,10 +153,24 @@ pub enum Message {
     /// Liveness. `stage` is `None` for a node without a shard.
     Beat {
         wall_ms: u64,
+        epoch: Epoch,
+        birth: Incarnation,
+        progress: Option<Box<Progress>>,
         stage: Option<Stage>,
         stable: Option<(ShardId, Stable)>,
     },
     Report(Report),
+
+    /// A message of the log of topologies, in its own encoding.
+    Raft {
+        generation: u32,
+        bytes: Vec<u8>,
+    },
+    /// "Put this in the log", to its leader or to who may know it.
+    Propose {
+        request: RequestId,
+        proposal: Proposal,
+    },
 
     /// Writes, each origin's in order, in an order in which the receiver can apply them.
     Writes {
@@ -135,12 +190,18 @@ pub enum Message {
     /// "My log does not reach back to what you lack: repair from my store."
     Behind,
 
+    /// "Give me these slots as the shard has them in that epoch."
     RepairStart {
         id: u64,
+        scope: Scope,
+        runs: Vec<SlotRun>,
     },
-    /// The state of the source when the repair starts; `digests` holds one per slot of the shard, in slot order.
+    /// The state of the source when the repair starts; `digests` holds one per slot asked for, in slot order.
     RepairBegin {
         id: u64,
+        /// Whether the source has all that was ever stable in the shard.
+        whole: bool,
+        keys: u64,
         target: Vector,
         floors: Floors,
         clock: Stamp,
@@ -148,6 +209,7 @@ pub enum Message {
     },
     RepairAsk {
         id: u64,
+        scope: Scope,
         round: u64,
         slots: Vec<SlotListing>,
     },
@@ -189,6 +251,16 @@ impl Message {
             Self::Answered { answer: Answer::Found { value, .. }, .. } => 64 + value.len(),
             Self::Answered { answer: Answer::Keys { keys, .. }, .. } => keys.iter().map(|key| key.len() + 2).sum(),
             Self::RepairBegin { digests, .. } => 64 + 8 * digests.len(),
+            Self::RepairAsk { slots, .. } => {
+                slots.iter().flat_map(|slot| &slot.have).map(|(key, _)| key.len() + 24).sum()
+            }
+            Self::RepairData { entries, .. } => {
+                let weight =
+                    |(key, version): &(Key, Version)| 64 + key.len() + version.value.as_ref().map_or(0, Bytes::len);
+                entries.iter().map(weight).sum()
+            }
+            Self::Topology(topology) => 256 + 64 * topology.nodes.len(),
+            Self::Raft { bytes, .. } => 16 + bytes.len(),
             _ => 64,
         }
     }

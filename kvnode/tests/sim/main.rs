@@ -27,21 +27,25 @@ fn seeds() {
         return;
     }
     let count = number("KV_SEEDS").unwrap_or(1_000);
-    let (mut answered, mut refused, mut lost) = (0, 0, 0);
+    let (mut answered, mut refused, mut lost, mut layouts) = (0, 0, 0, 0);
     for seed in 0..count {
         match schedule::run(seed, None) {
             Ok(outcome) => {
                 answered += outcome.answered;
                 refused += outcome.refused;
                 lost += outcome.lost;
+                layouts += u64::from(outcome.layouts - 1);
             }
             Err(offence) => {
                 panic!("seed {seed}: {offence}\nreplay: KV_SEED={seed} cargo test -p kvnode --test sim seeds")
             }
         }
     }
-    println!("{count} seeds: {answered} answered, {refused} refused, {lost} lost by right");
+    println!(
+        "{count} seeds: {answered} answered, {refused} refused, {lost} lost by right, {layouts} changes of layout"
+    );
     assert!(answered > 100 * count, "most requests must be answered for the judge to see anything");
+    assert!(layouts > count / 2, "layouts must change for the judge to see anything");
 }
 
 #[test]
@@ -55,7 +59,7 @@ fn the_same_seed_gives_the_same_run() {
 /// Every mechanism that a fixed layout can show, broken on purpose, must turn the judge red within so many seeds.
 const MUTANT_SEEDS: u64 = 2_000;
 
-const MUTANTS: [Mutant; 13] = [
+const MUTANTS: [Mutant; 22] = [
     Mutant::ReadUnchecked,
     Mutant::WriteUnchecked,
     Mutant::DepsDropped,
@@ -69,6 +73,15 @@ const MUTANTS: [Mutant; 13] = [
     Mutant::RepairVectorFirst,
     Mutant::TombstoneDroppedEarly,
     Mutant::LifeReused,
+    Mutant::EpochIgnored,
+    Mutant::CoverageDuringCopy,
+    Mutant::StableDuringCopy,
+    Mutant::OldCopyDeletedEarly,
+    Mutant::OriginKept,
+    Mutant::HeirsForgotten,
+    Mutant::CopyVectorFirst,
+    Mutant::ServeUncopied,
+    Mutant::TombstoneDroppedWhileSettling,
 ];
 
 #[test]

@@ -4,21 +4,30 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kvnode::checker::{Moment, judge};
+use kvnode::core::admin::AdminOp;
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::settings::Mutant;
+use kvnode::wire::ident::ShardId;
 
 use crate::naive;
 use crate::rng::Rng;
-use crate::world::{Weather, World};
+use crate::world::{JOINERS, Weather, World};
 
-const NODES: usize = 6;
+/// Nodes that form the cluster.
+const FOUNDERS: usize = 6;
+/// With those that join later.
+const NODES: usize = FOUNDERS + JOINERS;
 const KEYS: usize = 5;
 const SESSIONS: usize = 8;
 const OPERATIONS: u64 = 400;
+/// Where the topology changes, runs are longer.
+const CHANGING_OPERATIONS: u64 = 700;
 /// How long a client pauses between two requests. Long enough for faults, and for becoming stable, between them.
 const THINK_MS_MAX: u64 = 80;
 /// The longest a healed cluster may take to serve and to be equal again: two seconds, and what a fill and a beat take.
 const CONVERGENCE_MS: u64 = 6_000;
+/// The same where a change of the topology has to be finished, a leader to be elected first, and a node to be given up.
+const CHANGED_CONVERGENCE_MS: u64 = 15_000;
 
 /// What a finished run tells.
 pub struct Outcome {
@@ -26,6 +35,8 @@ pub struct Outcome {
     pub answered: u64,
     pub refused: u64,
     pub lost: usize,
+    /// Layouts that came into force.
+    pub layouts: u32,
 }
 
 /// What goes wrong in a run; derived from the seed.
@@ -37,6 +48,8 @@ struct Faults {
     wipes: bool,
     small_log: bool,
     deletes: bool,
+    /// The topology changes.
+    changes: bool,
 }
 
 impl Faults {
@@ -50,6 +63,7 @@ impl Faults {
             wipes: kind == 4,
             small_log: seed / 5 % 2 == 1,
             deletes: (seed / 20).is_multiple_of(2),
+            changes: seed % 3 != 0,
         }
     }
 }
@@ -89,6 +103,10 @@ struct Run {
     next_fault_ms: u64,
     isolated_until_ms: Option<u64>,
     down_until: BTreeMap<usize, u64>,
+    next_change_ms: u64,
+    changes_asked: u64,
+    /// Nodes whose removal was asked for while faults were about: what only they have may be lost.
+    risky: BTreeSet<usize>,
 }
 
 /// Keys of both shards.
@@ -100,8 +118,8 @@ fn keys() -> Vec<String> {
 pub fn run(seed: u64, mutant: Option<Mutant>) -> Result<Outcome, String> {
     let faults = Faults::of(seed);
     let log_weight_max = if faults.small_log { 2_000 } else { 1 << 20 };
-    let mut world = World::new(seed, NODES, 2, log_weight_max, mutant);
-    for node in 0..NODES {
+    let mut world = World::new(seed, FOUNDERS, 2, log_weight_max, mutant);
+    for node in 0..FOUNDERS {
         world.nodes[node].skew_ms = world.rng.between(0, 4_000) as i64 - 2_000;
         world.start(node);
     }
@@ -121,7 +139,11 @@ pub fn run(seed: u64, mutant: Option<Mutant>) -> Result<Outcome, String> {
         next_fault_ms: 0,
         isolated_until_ms: None,
         down_until: BTreeMap::new(),
+        next_change_ms: 0,
+        changes_asked: 0,
+        risky: BTreeSet::new(),
     };
+    run.next_change_ms = run.world.now_ms + run.world.rng.between(100, 2_500);
     run.work();
     let healed = run.heal();
     if std::env::var_os("KV_SEED").is_some() {
@@ -138,13 +160,15 @@ impl Run {
 
     fn work(&mut self) {
         let deadline = self.world.now_ms + 120_000;
-        while (self.asked < OPERATIONS || self.sessions.iter().any(|s| s.open.is_some()))
+        let operations = if self.faults.changes { CHANGING_OPERATIONS } else { OPERATIONS };
+        while (self.asked < operations || self.sessions.iter().any(|s| s.open.is_some()))
             && self.world.now_ms < deadline
         {
-            if self.asked < OPERATIONS {
+            if self.asked < operations {
                 self.ask();
             }
             self.fail_something();
+            self.change_something();
             let until = self.world.now_ms + 5;
             while self.world.step(until) {}
             self.take_answers();
@@ -197,7 +221,7 @@ impl Run {
                 (Op::Delete { key: text }, Open::Delete { id, write, key })
             }
         };
-        let node = self.rng().below(NODES as u64) as usize;
+        let node = self.some_node();
         let tokens = self.sessions[index].token.iter().cloned().collect();
         self.world.request(node, id, op, tokens);
         self.sessions[index].open = Some(open);
@@ -286,6 +310,58 @@ impl Run {
         }
     }
 
+    /// Any node that was ever started.
+    fn some_node(&mut self) -> usize {
+        let started = (0..NODES).filter(|&node| self.world.is_started(node)).count() as u64;
+        let nth = self.rng().below(started) as usize;
+        (0..NODES).filter(|&node| self.world.is_started(node)).nth(nth).expect("counted")
+    }
+
+    /// What an operator might do at any time.
+    fn change_something(&mut self) {
+        let now = self.world.now_ms;
+        if !self.faults.changes || now < self.next_change_ms {
+            return;
+        }
+        self.next_change_ms = now + self.rng().between(100, 2_000);
+        self.changes_asked += 1;
+        let joiner = FOUNDERS + self.rng().below(JOINERS as u64) as usize;
+        let op = match self.rng().below(10) {
+            0..3 if !self.world.is_started(joiner) => {
+                self.world.start(joiner);
+                return;
+            }
+            0..5 => AdminOp::Reshard { count: self.rng().between(1, 3) as u32, epoch: None },
+            5..7 => {
+                let shard = ShardId(self.rng().between(1, 4) as u32);
+                AdminOp::AddMember { shard, addr: self.world.nodes[joiner].addr.clone() }
+            }
+            7 => AdminOp::AddNode(self.world.nodes[joiner].addr.clone()),
+            8 => AdminOp::Abort,
+            _ => {
+                let Some(node) = self.removable() else { return };
+                let quiet = !self.faults.network && self.world.all_ready();
+                if !quiet {
+                    self.risky.insert(node);
+                }
+                AdminOp::RemoveNode(self.world.nodes[node].addr.clone())
+            }
+        };
+        let node = self.some_node();
+        if self.world.is_up(node) {
+            self.world.admin(node, self.changes_asked, op);
+        }
+    }
+
+    /// A node without which every shard keeps two replicas.
+    fn removable(&mut self) -> Option<usize> {
+        let shards = self.world.shards();
+        let of_large = |shard: &Vec<usize>| shard.len() > 2;
+        let all: Vec<usize> = shards.iter().filter(|shard| of_large(shard)).flatten().copied().collect();
+        let nth = self.rng().below(all.len().max(1) as u64) as usize;
+        all.get(nth).copied()
+    }
+
     fn change_weather(&mut self) {
         match self.rng().below(6) {
             0 | 1 => self.world.weather.clear(),
@@ -328,12 +404,18 @@ impl Run {
     }
 
     fn take_down(&mut self) {
-        let node = self.rng().below(NODES as u64) as usize;
+        let node = self.some_node();
         if !self.world.is_up(node) {
             return;
         }
         let how = self.rng().below(3);
-        if self.faults.wipes && how == 0 && self.cluster_is_known_beyond(node) {
+        if self.faults.changes && self.faults.wipes && how == 0 {
+            // Where shards have two replicas, and data is under way, one at a time is all that must be survived.
+            if !self.world.all_ready() {
+                return;
+            }
+            self.world.wipe(node);
+        } else if self.faults.wipes && how == 0 && self.cluster_is_known_beyond(node) {
             self.world.wipe(node);
             // Now and then a whole shard loses everything together.
             if self.rng().percent(15) {
@@ -374,17 +456,30 @@ impl Run {
     fn heal(&mut self) -> Result<(), String> {
         self.world.weather.clear();
         for node in 0..NODES {
-            if !self.world.is_up(node) {
+            if self.world.is_started(node) && !self.world.is_up(node) {
                 self.world.start(node);
             }
         }
-        if self.world.run_until(CONVERGENCE_MS, |world| world.all_ready() && unequal(world).is_none()) {
+        let limit = if self.faults.changes { CHANGED_CONVERGENCE_MS } else { CONVERGENCE_MS };
+        if self.world.run_until(limit, |world| world.all_ready() && unequal(world).is_none()) {
+            for node in std::mem::take(&mut self.risky) {
+                self.world.given_up(node);
+            }
             return Ok(());
+        }
+        for node in std::mem::take(&mut self.risky) {
+            self.world.given_up(node);
         }
         let waits: Vec<String> = (0..NODES)
             .filter_map(|node| self.world.core(node)?.ready().err().map(|why| format!("{node}: {why}")))
             .collect();
-        Err(format!("not converged {CONVERGENCE_MS} ms after all faults ended: {waits:?} {:?}", unequal(&self.world)))
+        let change = self.world.topology().map(|topology| format!("{:?}", topology.transition));
+        let waits_for: Vec<_> =
+            (0..NODES).filter_map(|node| self.world.core(node)?.change().ok()).map(|c| c.waiting_for).collect();
+        Err(format!(
+            "not converged {limit} ms after all faults ended: {waits:?} {:?} {change:?} {waits_for:?}",
+            unequal(&self.world)
+        ))
     }
 
     fn verdict(mut self) -> Result<Outcome, String> {
@@ -399,13 +494,15 @@ impl Run {
             answered: self.answered,
             refused: self.refused,
             lost: self.world.lost.len(),
+            layouts: self.world.topology().map_or(0, |topology| topology.layout.epoch.0),
         })
     }
 
     /// What every key holds at the replicas of its shard.
     fn final_state(&self) -> Result<BTreeMap<usize, Option<u64>>, String> {
         let mut last: BTreeMap<usize, Option<u64>> = (0..KEYS).map(|key| (key, None)).collect();
-        for node in [0, 3] {
+        for shard in self.world.shards() {
+            let node = shard[0];
             let contents = self.world.core(node).expect("all run").contents().map_err(|error| error.to_string())?;
             for (key, version) in contents {
                 let index = self.keys.iter().position(|known| **known == *key).ok_or("a key that nobody wrote")?;
@@ -423,7 +520,9 @@ impl Run {
         let keys = self.keys.clone();
         for (round, key) in keys.iter().enumerate() {
             let id = 10_000_000 + round as u64;
-            self.world.request(round, id, Op::Get { key: key.as_str().into() }, token.iter().cloned().collect());
+            let members = self.world.members();
+            let node = members[round % members.len()];
+            self.world.request(node, id, Op::Get { key: key.as_str().into() }, token.iter().cloned().collect());
             self.world.run_until(3_000, |world| world.answers.iter().any(|(answered, _)| *answered == id));
             token = match self.world.answers.pop() {
                 Some((_, Some(Answer::Found { context, .. } | Answer::NotFound { context }))) => Some(context),
@@ -440,7 +539,7 @@ impl Run {
 
 /// The first two replicas of one shard that differ.
 fn unequal(world: &World) -> Option<String> {
-    for shard in [[0, 1, 2], [3, 4, 5]] {
+    for shard in world.shards() {
         let contents: Vec<_> =
             shard.iter().map(|&node| world.core(node).and_then(|core| core.contents().ok())).collect();
         for pair in contents.windows(2) {

@@ -7,10 +7,12 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use bytes::Bytes;
+use kvnode::core::admin::{AdminAnswer, AdminOp};
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::settings::{Mutant, Settings};
+use kvnode::core::topology::{Topology, Transition};
 use kvnode::core::{Core, Effect, Event, Now, TICK_MS};
-use kvnode::wire::ident::{Addr, Dot, Incarnation, Key};
+use kvnode::wire::ident::{Addr, Dot, Incarnation, Key, NodeId};
 use kvnode::wire::peer::{Batch, decode, encode};
 
 use crate::rng::Rng;
@@ -22,6 +24,9 @@ const WALL_BASE_MS: u64 = 1_900_000_000_000;
 const ANSWER_TIMEOUT_MS: u64 = 600;
 /// How often a node syncs; rarely in some runs, so that a loss of power takes much.
 const SYNC_EVERY_MS: [u64; 3] = [200, 200, 1_500];
+
+/// Nodes that are there to join.
+pub const JOINERS: usize = 2;
 
 /// What the network does to messages between two nodes, in one direction.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +50,7 @@ enum Step {
     SyncStart { node: usize, life: u64 },
     SyncEnd { node: usize, life: u64, mark: kvnode::core::causal::Vector, batches: usize },
     Client { node: usize, id: u64, op: Op, tokens: Vec<String> },
+    Admin { node: usize, id: u64, op: AdminOp },
 }
 
 pub struct SimNode {
@@ -70,6 +76,10 @@ pub struct World {
     pub weather: BTreeMap<(usize, usize), Weather>,
     /// Answers to clients, by request; `None`: the node died first.
     pub answers: Vec<(u64, Option<Answer<String>>)>,
+    /// Decisions on requests of operators, by request.
+    pub decisions: Vec<(u64, AdminAnswer)>,
+    /// The first so many nodes form the cluster; the others join it.
+    founders: usize,
     shard_count: u32,
     log_weight_max: usize,
     mutant: Option<Mutant>,
@@ -102,12 +112,14 @@ impl World {
         Self {
             rng: Rng::new(seed),
             now_ms: 1,
-            nodes: (0..nodes).map(node).collect(),
+            nodes: (0..nodes + JOINERS).map(node).collect(),
             steps: BinaryHeap::new(),
             pending: BTreeMap::new(),
             counter: 0,
             weather: BTreeMap::new(),
             answers: Vec::new(),
+            decisions: Vec::new(),
+            founders: nodes,
             shard_count,
             log_weight_max,
             mutant,
@@ -140,7 +152,7 @@ impl World {
         entropy.iter_mut().for_each(|byte| *byte = self.rng.next() as u8);
         let settings = Settings {
             me: self.nodes[node].addr.clone(),
-            view: self.nodes.iter().map(|node| node.addr.clone()).collect(),
+            view: self.nodes[..self.founders.max(node + 1)].iter().map(|node| node.addr.clone()).collect(),
             form_without: Vec::new(),
             shard_count: self.shard_count,
             life: Incarnation(self.wall_ms(node)),
@@ -208,6 +220,10 @@ impl World {
         self.later(delay, Step::Client { node, id, op, tokens });
     }
 
+    pub fn admin(&mut self, node: usize, id: u64, op: AdminOp) {
+        self.later(1, Step::Admin { node, id, op });
+    }
+
     /// Runs the next step, if it is due before `until_ms`. Whether there was one.
     pub fn step(&mut self, until_ms: u64) -> bool {
         let Some(&Reverse((at, _, index))) = self.steps.peek() else { return false };
@@ -244,6 +260,11 @@ impl World {
                 } else {
                     self.nodes[node].clients.insert(id);
                     self.event(node, Event::Client { id, op, tokens });
+                }
+            }
+            Step::Admin { node, id, op } => {
+                if self.nodes[node].core.is_some() {
+                    self.event(node, Event::Admin { id, op });
                 }
             }
             Step::Request { from, to, life, batch, original } => self.arrive(from, to, life, &batch, original),
@@ -342,6 +363,11 @@ impl World {
         }
     }
 
+    /// The node is taken out for good, and may have been the only one to have something.
+    pub fn given_up(&mut self, node: usize) {
+        self.forget_held(node, 0);
+    }
+
     fn turn_end(&mut self, node: usize) {
         let now = self.now(node);
         let effects = self.nodes[node].core.as_mut().expect("it runs").take_effects();
@@ -350,6 +376,10 @@ impl World {
                 Effect::Reply { id, answer } => {
                     assert!(self.nodes[node].clients.remove(&id), "request {id} was answered twice");
                     self.answers.push((id, Some(answer)));
+                }
+                Effect::Decided { id, answer } => {
+                    self.said.push(format!("{} {}: request {id}: {answer:?}", self.now_ms, self.nodes[node].addr));
+                    self.decisions.push((id, answer));
                 }
                 Effect::Wake(peer) => {
                     self.nodes[node].awake.insert(peer);
@@ -383,6 +413,11 @@ impl World {
         }
     }
 
+    /// Whether the node ever ran.
+    pub fn is_started(&self, node: usize) -> bool {
+        self.nodes[node].life > 0
+    }
+
     pub fn is_up(&self, node: usize) -> bool {
         self.nodes[node].core.is_some()
     }
@@ -402,8 +437,46 @@ impl World {
         true
     }
 
+    /// The newest topology that any running node goes by.
+    pub fn topology(&self) -> Option<&Topology> {
+        let known = self.nodes.iter().filter_map(|node| node.core.as_ref()?.topology());
+        known.max_by_key(|topology| topology.version)
+    }
+
+    pub fn index_of(&self, addr: &Addr) -> usize {
+        self.nodes.iter().position(|node| node.addr == *addr).expect("an address of the world")
+    }
+
+    /// The nodes of the newest topology that were ever started (an operator may add one in advance); before there is one, those that are to form the cluster.
+    pub fn members(&self) -> Vec<usize> {
+        match self.topology() {
+            Some(topology) => {
+                let all = topology.nodes.values().map(|addr| self.index_of(addr));
+                all.filter(|&node| self.is_started(node)).collect()
+            }
+            None => (0..self.founders).collect(),
+        }
+    }
+
+    /// The members of each shard.
+    pub fn shards(&self) -> Vec<Vec<usize>> {
+        let Some(topology) = self.topology() else { return Vec::new() };
+        let index = |node: &NodeId| self.index_of(&topology.nodes[node]);
+        topology.layout.shards.values().map(|members| members.iter().map(index).collect()).collect()
+    }
+
+    pub fn is_ready(&self, node: usize) -> bool {
+        self.core(node).is_some_and(|core| core.ready().is_ok())
+    }
+
+    /// Whether all members serve, under one topology, and no change runs.
     pub fn all_ready(&self) -> bool {
-        self.nodes.iter().all(|node| node.core.as_ref().is_some_and(|core| core.ready().is_ok()))
+        let Some(topology) = self.topology() else { return false };
+        let agrees = |node: &usize| {
+            self.is_ready(*node)
+                && self.core(*node).and_then(Core::topology).is_some_and(|t| t.version == topology.version)
+        };
+        topology.transition == Transition::Steady && self.members().iter().all(agrees)
     }
 }
 

@@ -1,12 +1,16 @@
 //! What a core tells about itself: to `/view`, `/shard`, `/ready`, `/status` and `/metrics`. Nothing here changes anything.
 
+mod change;
+
 use serde::Serialize;
 
 use super::Core;
 use super::clock::Stamp;
+use super::topology::slots_in;
 use crate::storage::{Result, Version};
-use crate::wire::ident::{Addr, Key, ShardId};
+use crate::wire::ident::{Addr, Key, ShardId, Slot};
 use crate::wire::peer::Stage;
+pub use change::{ChangeStatus, PlanStatus};
 
 /// The cluster as one node sees it.
 #[derive(Clone, Debug, Serialize)]
@@ -36,6 +40,11 @@ pub struct Status {
     pub stable_held_back_by: Option<Addr>,
     /// Writers of whose last writes some are lost.
     pub losses: Vec<String>,
+    /// The change of the layout that runs, or the last one.
+    pub change: Option<ChangeStatus>,
+    /// The nodes that decide about the topology, as far as this node knows, and which of them leads.
+    pub voters: Vec<Addr>,
+    pub leader: Option<Addr>,
     pub shards: Vec<ShardStatus>,
     pub peers: Vec<PeerStatus>,
 }
@@ -77,6 +86,11 @@ impl Core {
         self.life.0
     }
 
+    /// The topology that this node goes by.
+    pub fn topology(&self) -> Option<&super::topology::Topology> {
+        self.topology.as_ref()
+    }
+
     /// The members that this node can reach now, itself included, in the topology's order.
     pub fn view(&self) -> Vec<Addr> {
         let all: Vec<&Addr> = match &self.topology {
@@ -105,7 +119,7 @@ impl Core {
     /// The reason, while there is no cluster.
     pub fn own_shard(&self) -> std::result::Result<Option<ShardId>, String> {
         self.topology.as_ref().ok_or_else(|| self.not_formed())?;
-        Ok(self.replica.as_ref().map(|replica| replica.shard))
+        Ok(self.replica.as_ref().and_then(|replica| replica.shard))
     }
 
     /// # Errors
@@ -122,7 +136,8 @@ impl Core {
         if self.draining {
             return Err("shutting down".into());
         }
-        if self.is_serving() || (self.topology.is_some() && self.replica.is_none()) {
+        let outside = self.replica.as_ref().is_none_or(|replica| replica.shard.is_none());
+        if self.is_serving() || (self.me.is_some() && outside) {
             return Ok(());
         }
         Err(self.reason.clone())
@@ -130,18 +145,18 @@ impl Core {
 
     pub fn status(&self) -> Status {
         let replica = self.replica.as_ref();
-        let digest = replica.map_or(0, |replica| replica.digests.iter().fold(0, |sum: u64, d| sum.wrapping_add(*d)));
+        let digest = slots_in(&self.own_runs).fold(0, |sum: u64, slot| sum.wrapping_add(self.inventory.digest(slot)));
         Status {
             node: self.settings.me.clone(),
             node_id: self.me.map(|me| me.0),
             cluster: self.topology.as_ref().map(|topology| format!("{:032x}", topology.cluster.0)),
             epoch: self.topology.as_ref().map(|topology| topology.layout.epoch.0),
-            shard: replica.map(|replica| replica.shard.to_string()),
+            shard: replica.and_then(|replica| Some(replica.shard?.to_string())),
             stage: replica.map_or("outside", |replica| stage_name(replica.stage)),
             reason: if self.ready().is_ok() { String::new() } else { self.reason.clone() },
             life: self.life.0,
             writes: replica.map_or(0, super::replica::Replica::seq),
-            keys: replica.map_or(0, |replica| replica.live),
+            keys: self.inventory.live_in(slots_in(&self.own_runs)),
             digest: format!("{digest:016x}"),
             log_bytes: replica.map_or(0, |replica| replica.log.weight()),
             waiting: self.waiting.len(),
@@ -150,9 +165,17 @@ impl Core {
             vector_entries: replica.map_or(0, |replica| replica.applied.len()),
             stable_held_back_by: self.held_back_by(),
             losses: self.losses_said.iter().map(ToString::to_string).collect(),
+            change: self.change().ok(),
+            voters: self.voters(),
+            leader: self.consensus.as_ref().and_then(|c| c.leader()).and_then(|node| self.addr_of(node)).cloned(),
             shards: self.shard_statuses(),
             peers: self.peers.iter().map(|(addr, peer)| self.peer_status(addr, peer)).collect(),
         }
+    }
+
+    fn voters(&self) -> Vec<Addr> {
+        let voters = self.consensus.iter().flat_map(|consensus| consensus.voters());
+        voters.filter_map(|node| self.addr_of(node).cloned()).collect()
     }
 
     /// The first replica of the shard without which nothing becomes stable.
@@ -194,7 +217,9 @@ impl Core {
     /// # Errors
     /// If the store can't be read.
     pub fn contents(&self) -> Result<Vec<(Key, Version)>> {
-        self.store.keys("", None, usize::MAX)
+        let mut versions = self.store.keys("", None, usize::MAX)?;
+        versions.retain(|(key, _)| self.owns(Slot::of(key)));
+        Ok(versions)
     }
 
     /// The writes logged at `position` (counted from the start of the process) or later, and the next position: for tests
@@ -205,6 +230,6 @@ impl Core {
 
     /// The clock's last reading.
     pub fn clock(&self) -> Stamp {
-        self.replica.as_ref().map_or_else(Stamp::default, |replica| replica.clock.last())
+        self.inventory.clock.last()
     }
 }

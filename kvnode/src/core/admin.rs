@@ -1,0 +1,208 @@
+//! What operators ask of the topology, and what they are told.
+
+use std::collections::BTreeSet;
+
+use super::topology::{Layout, Outcome, Proposal, Refusal, RequestId};
+use super::{Core, Effect};
+use crate::storage::Result;
+use crate::wire::ident::{Addr, Epoch, NodeId, ShardId};
+
+/// How long an undecided request is repeated before its sender is told so.
+const DECISION_MS: u64 = 8_000;
+/// How long a request waits for an earlier change to be finished.
+const TURN_MS: u64 = 8_000;
+/// A request that was not decided for so long is sent again.
+const AGAIN_MS: u64 = 300;
+/// How long a node that was just listed may take to be reached before it can't be given data.
+const PRESENT_MS: u64 = 2_000;
+/// Requests of operators at one node at a time.
+const OPEN_MAX: usize = 64;
+
+/// A request of an operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminOp {
+    AddNode(Addr),
+    RemoveNode(Addr),
+    AddMember {
+        shard: ShardId,
+        addr: Addr,
+    },
+    /// `epoch`: only if the layout is still that one.
+    Reshard {
+        count: u32,
+        epoch: Option<Epoch>,
+    },
+    Abort,
+    /// The majority of the voters is lost for good: this node goes on alone and decides.
+    Recover,
+}
+
+/// How a request of an operator ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAnswer {
+    Decided(Outcome),
+    /// Nobody decided in time; it may yet be decided. The text says why.
+    Undecided(String),
+    /// This node is in no cluster.
+    NotReady(String),
+}
+
+/// Requests that are not decided yet.
+#[derive(Debug)]
+pub(super) struct Asked {
+    id: u64,
+    op: AdminOp,
+    request: RequestId,
+    proposal: Proposal,
+    began_ms: u64,
+    /// `None`: not sent yet, because the node that it is about can't be reached.
+    sent_ms: Option<u64>,
+}
+
+/// Where a change of the layout stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobState {
+    Copying,
+    /// The new layout is in force; `serving`: every member of it that can be reached serves.
+    Flipped {
+        serving: bool,
+    },
+    Done,
+    Aborted,
+    /// So long ago that it is not remembered.
+    Unknown,
+}
+
+impl Core {
+    pub(super) fn admin(&mut self, id: u64, op: AdminOp) -> Result<()> {
+        if self.topology.is_none() || self.me.is_none() {
+            self.decided(id, AdminAnswer::NotReady(self.reason.clone()));
+            return Ok(());
+        }
+        if op == AdminOp::Recover {
+            self.recover_log()?;
+            self.decided(id, AdminAnswer::Decided(Outcome::Done { warnings: Vec::new() }));
+            return Ok(());
+        }
+        if self.office.asked.len() >= OPEN_MAX {
+            self.decided(id, AdminAnswer::Undecided("too many requests wait".into()));
+            return Ok(());
+        }
+        let proposal = self.proposal_of(&op);
+        let request = self.next_request();
+        let began_ms = self.now.mono_ms;
+        self.office.asked.push(Asked { id, op, request, proposal, began_ms, sent_ms: None });
+        self.admin_step();
+        Ok(())
+    }
+
+    /// Whether the node that is to get data is there. One that has just been listed is given a moment.
+    fn is_there(&self, op: &AdminOp) -> bool {
+        let AdminOp::AddMember { addr, .. } = op else { return true };
+        let listed = self.topology.as_ref().is_some_and(|topology| topology.node_at(addr).is_some());
+        !listed || *addr == self.settings.me || self.peers.get(addr).is_some_and(|peer| self.is_in_view(peer))
+    }
+
+    fn decided(&mut self, id: u64, answer: AdminAnswer) {
+        self.effects.push(Effect::Decided { id, answer });
+    }
+
+    fn proposal_of(&self, op: &AdminOp) -> Proposal {
+        match op {
+            AdminOp::AddNode(addr) => Proposal::Join { addr: addr.clone(), birth: None },
+            AdminOp::RemoveNode(addr) => {
+                let dead = self.peers.get(addr).is_some_and(|peer| !self.is_in_view(peer));
+                Proposal::Remove { addr: addr.clone(), dead }
+            }
+            AdminOp::AddMember { shard, addr } => Proposal::AddMember { shard: *shard, addr: addr.clone() },
+            AdminOp::Reshard { count, epoch } => {
+                Proposal::Reshard { count: *count, epoch: *epoch, absent: self.absent() }
+            }
+            AdminOp::Abort | AdminOp::Recover => Proposal::Abort,
+        }
+    }
+
+    /// Nodes that can't be reached from here.
+    fn absent(&self) -> BTreeSet<NodeId> {
+        let away = self.peers.iter().filter(|(_, peer)| !self.is_in_view(peer));
+        away.filter_map(|(addr, _)| self.node_of(addr)).collect()
+    }
+
+    /// Answers what was decided, repeats what was not, and gives up on what takes too long.
+    pub(super) fn admin_step(&mut self) {
+        let now = self.now.mono_ms;
+        for mut asked in std::mem::take(&mut self.office.asked) {
+            let outcome = self.topology.as_ref().and_then(|topology| topology.outcome_of(asked.request)).cloned();
+            let waited = now.saturating_sub(asked.began_ms);
+            if asked.sent_ms.is_none() && !self.is_there(&asked.op) {
+                if waited < PRESENT_MS {
+                    self.office.asked.push(asked);
+                } else {
+                    self.decided(asked.id, AdminAnswer::Decided(Outcome::Refused(Refusal::NoSuchReplica)));
+                }
+                continue;
+            }
+            let since_sent = asked.sent_ms.map_or(u64::MAX, |sent| now.saturating_sub(sent));
+            match outcome {
+                Some(Outcome::Refused(refusal)) if refusal.passes_soon() && waited < TURN_MS => {
+                    // An earlier change is being finished: this one's turn comes then.
+                    if since_sent >= AGAIN_MS / 3 {
+                        asked.request = self.next_request();
+                        asked.proposal = self.proposal_of(&asked.op);
+                        asked.sent_ms = Some(now);
+                        self.submit(asked.request, asked.proposal.clone());
+                    }
+                    self.office.asked.push(asked);
+                }
+                Some(outcome) => self.decided(asked.id, AdminAnswer::Decided(outcome)),
+                None if waited >= DECISION_MS => {
+                    self.decided(asked.id, AdminAnswer::Undecided(self.why_undecided()));
+                }
+                None => {
+                    if since_sent >= AGAIN_MS {
+                        asked.sent_ms = Some(now);
+                        self.submit(asked.request, asked.proposal.clone());
+                    }
+                    self.office.asked.push(asked);
+                }
+            }
+        }
+    }
+
+    fn why_undecided(&self) -> String {
+        let Some(topology) = &self.topology else { return self.reason.clone() };
+        let voters = topology.electors();
+        let here =
+            |node: &NodeId| Some(*node) == self.me || self.peer_of(*node).is_some_and(|peer| self.is_in_view(peer));
+        let away: Vec<String> = voters
+            .iter()
+            .filter(|node| !here(node))
+            .filter_map(|&node| Some(self.addr_of(node)?.to_string()))
+            .collect();
+        if away.is_empty() {
+            "the nodes that decide have no leader yet; try again".into()
+        } else {
+            format!("a majority of the nodes that decide can't be reached; away: {}", away.join(", "))
+        }
+    }
+
+    /// The layout that a reshard would lead to now, with the present one, and what a person should know about it.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn plan_reshard(&self, count: u32) -> std::result::Result<(Layout, Layout, Vec<String>), AdminAnswer> {
+        let Some(topology) = &self.topology else { return Err(AdminAnswer::NotReady(self.reason.clone())) };
+        let target = topology
+            .plan_reshard(count, &self.absent())
+            .map_err(|refusal| AdminAnswer::Decided(Outcome::Refused(refusal)))?;
+        let warnings = super::topology::plan::warnings(&topology.layout, &target);
+        Ok((topology.layout.clone(), target, warnings))
+    }
+}
+
+impl super::topology::Refusal {
+    /// Whether the same request will be accepted in a moment.
+    fn passes_soon(&self) -> bool {
+        matches!(self, Self::Busy { settling: true, .. })
+    }
+}

@@ -1,0 +1,303 @@
+//! Taking over a newer topology: what a node keeps, gives up and begins when its place changes.
+//!
+//! Rule: a node moves from one layout to the next only by way of the state in which the new one *settles*. One that missed
+//! that state was given up while it was away (nobody retires an epoch before every old member that counts has handed over):
+//! what it holds may be older than anything, and it begins anew.
+//!
+//! At the flip a replica's origin ends and the next begins under the new epoch. What it had applied of its old shard is
+//! remembered apart, as *handed*: it holds for all slots of the old shard, while the vector from now on speaks of the new
+//! shard's slots only.
+
+use super::causal::Vector;
+use super::replica::{Handed, Replica};
+use super::settings::Mutant;
+use super::topology::{Layout, Topology, Transition};
+use super::{Core, FACT_TOPOLOGY, Settling, Severity, contact::Peer, encode_fact};
+use crate::storage::Result;
+use crate::wire::ident::{NodeId, Origin, ShardId};
+use crate::wire::peer::Stage;
+
+/// How a node gets from one topology to the next.
+enum Step {
+    /// Its place stays; at most a change begins or ends.
+    Stay,
+    /// The layout flips.
+    Flip { before: Layout },
+    /// Nothing of what it has counts any more.
+    Anew,
+}
+
+impl Core {
+    /// Takes over a topology if it is newer.
+    pub(super) fn adopt(&mut self, topology: Topology) -> Result<()> {
+        if self.topology.as_ref().is_some_and(|mine| mine.version >= topology.version) {
+            return Ok(());
+        }
+        self.store.set_fact(FACT_TOPOLOGY, encode_fact(&topology));
+        self.urgent = true;
+        self.stranger = false;
+        let Some(before) = self.topology.clone() else {
+            self.say(Severity::Info, format!("in the cluster of {} nodes", topology.nodes.len()));
+            self.begin_anew(topology)?;
+            self.join_consensus();
+            return self.adopted();
+        };
+        let (was, is) = (self.me, topology.node_at(&self.settings.me));
+        let step = if was == is { step_between(was, before, &topology) } else { Step::Anew };
+        if was.is_some() && is.is_none() {
+            self.say(Severity::Warn, "this node was removed from the cluster");
+        }
+        let new_generation =
+            self.consensus.as_ref().is_some_and(|consensus| consensus.generation() < topology.version.generation);
+        match step {
+            Step::Stay => self.stay(topology),
+            Step::Flip { before } => self.flip(&before, topology),
+            Step::Anew => self.begin_anew(topology)?,
+        }
+        if was != is || new_generation {
+            self.join_consensus();
+        }
+        self.adopted()
+    }
+
+    /// What follows from any new topology.
+    fn adopted(&mut self) -> Result<()> {
+        let Some(topology) = &self.topology else { return Ok(()) };
+        let oldest = topology.oldest_epoch();
+        let job = match &topology.transition {
+            Transition::Copying { change, .. } => Some(change.job),
+            _ => None,
+        };
+        let forget = !self.settings.broken(Mutant::OldCopyDeletedEarly);
+        let oldest = if forget { oldest } else { topology.layout.epoch };
+        if let Some(replica) = self.replica.as_mut() {
+            replica.retire_epochs(oldest);
+            self.replica_changed = true;
+        }
+        for stable in self.stables.values_mut() {
+            stable.vector.retain(|origin, _| origin.epoch >= oldest);
+            stable.floors.retain(|&(_, epoch, _)| epoch >= oldest);
+        }
+        self.transfer = None;
+        if self.copies.job != job {
+            self.copies = std::mem::take(&mut self.copies).for_job(job);
+            self.copies_changed();
+        }
+        self.beat_all();
+        self.reroute()
+    }
+
+    /// Peers are all other nodes of the topology; what is known of them stays.
+    fn know_peers(&mut self, topology: &Topology) {
+        let mut peers = std::mem::take(&mut self.peers);
+        for addr in topology.nodes.values().filter(|&addr| *addr != self.settings.me) {
+            self.peers.insert(addr.clone(), peers.remove(addr).unwrap_or_default());
+        }
+        let gone: Vec<_> = peers.into_keys().collect();
+        gone.iter().for_each(|addr| self.forwards_lost_to(addr));
+    }
+
+    fn install_topology(&mut self, topology: Topology) {
+        self.know_peers(&topology);
+        self.me = topology.node_at(&self.settings.me);
+        self.heirs = topology.heirs();
+        let shard = self.me.and_then(|me| topology.layout.shard_of_node(me));
+        self.own_runs = shard.map(|shard| topology.layout.runs_of(shard)).unwrap_or_default();
+        self.topology = Some(topology);
+    }
+
+    fn stay(&mut self, topology: Topology) {
+        let settled = self.topology.as_ref().is_some_and(|before| before.from().is_some()) && topology.from().is_none();
+        self.install_topology(topology);
+        if settled {
+            self.settling = Settling::default();
+        }
+    }
+
+    /// Takes the place that a topology gives this node, with nothing in hand: its data has to be recovered or fetched.
+    pub(super) fn take_place(&mut self, topology: Topology) {
+        self.install_topology(topology);
+        let Some(topology) = &self.topology else { return };
+        self.replica = self.me.and_then(|me| {
+            let origin = Origin { node: me, epoch: topology.layout.epoch, incarnation: self.life };
+            let old = topology.from().and_then(|from| Some((from, from.shard_of_node(me)?)));
+            let handed = old.map(|(from, shard)| handed(from, shard, Vector::new(), false));
+            let mut replica = match topology.layout.shard_of_node(me) {
+                Some(shard) => {
+                    let others = others(topology.members(shard), me);
+                    Replica::new(shard, others, origin, self.settings.log_weight_max)
+                }
+                None => {
+                    let shard = handed.as_ref()?.shard;
+                    let mut giver = Replica::new(shard, Vec::new(), origin, self.settings.log_weight_max);
+                    (giver.shard, giver.stage) = (None, Stage::Leaving);
+                    giver
+                }
+            };
+            replica.handed = handed;
+            Some(replica)
+        });
+        self.repair = None;
+        self.reason = match (self.me, &self.replica) {
+            (None, _) => "this node is not in the cluster's view".into(),
+            _ => "waiting for the other replicas of its shard".into(),
+        };
+        self.replica_changed = true;
+    }
+
+    /// Drops everything and takes the new place.
+    fn begin_anew(&mut self, topology: Topology) -> Result<()> {
+        const AT_ONCE: usize = 10_000;
+        loop {
+            let versions = self.store.keys("", None, AT_ONCE)?;
+            if versions.is_empty() {
+                break;
+            }
+            for (key, version) in versions {
+                self.inventory.discard(&mut *self.store, &key, &version);
+            }
+        }
+        self.settling = Settling::default();
+        self.take_place(topology);
+        self.reset_pushes();
+        if self.settings.broken(Mutant::ServeUnfilled)
+            && let Some(replica) = self.replica.as_mut()
+        {
+            replica.stage = Stage::Serving;
+        }
+        Ok(())
+    }
+
+    fn reset_pushes(&mut self) {
+        for peer in self.peers.values_mut() {
+            peer.begin_epoch();
+        }
+    }
+
+    /// The target layout has become the layout.
+    fn flip(&mut self, before: &Layout, topology: Topology) {
+        let old_shard = self.me.and_then(|me| before.shard_of_node(me));
+        self.answer_all_unacknowledged();
+        self.install_topology(topology);
+        let (Some(me), Some(topology)) = (self.me, &self.topology) else { return };
+        let layout = &topology.layout;
+        let new_shard = layout.shard_of_node(me);
+        let gains = topology.gains(me, before, layout);
+        let origin = Origin { node: me, epoch: layout.epoch, incarnation: self.life };
+        let mut replica = match (self.replica.take(), new_shard) {
+            (Some(replica), _) => replica,
+            (None, None) => return,
+            (None, Some(shard)) => {
+                let mut replica = Replica::new(shard, Vec::new(), origin, self.settings.log_weight_max);
+                replica.stage = Stage::Serving;
+                replica
+            }
+        };
+        let whole = replica.stage != Stage::Filling;
+        replica.handed = old_shard.map(|shard| handed(before, shard, replica.applied.clone(), whole));
+        let concerned = |origin: Origin| {
+            let home = before.shard_of_node(origin.node);
+            home.is_some_and(|home| {
+                new_shard.is_some_and(|new| self.heirs.get(&home).is_some_and(|h| h.contains(&new)))
+            })
+        };
+        replica.applied.retain(|origin, _| concerned(origin));
+        replica.durable.retain(|origin, _| concerned(origin));
+        for (shard, _) in gains {
+            match self.copies.done.get(&shard) {
+                Some(copy) => {
+                    replica.applied.merge(&copy.vector);
+                    replica.raise_floors(&copy.floors);
+                }
+                None if self.settings.broken(Mutant::ServeUncopied) => {}
+                None => replica.stage = Stage::Filling,
+            }
+        }
+        replica.shard = new_shard;
+        replica.others = new_shard.map(|shard| others(layout.members(shard), me)).unwrap_or_default();
+        replica.stage = match replica.stage {
+            Stage::Filling if new_shard.is_some() => Stage::Filling,
+            _ if self.draining || new_shard.is_none() => Stage::Leaving,
+            _ => Stage::Serving,
+        };
+        if !self.settings.broken(Mutant::OriginKept) {
+            replica.origin = origin;
+        }
+        let text = format!(
+            "layout {}: in shard {} with {} others",
+            layout.epoch.0,
+            new_shard.map_or_else(|| "-".to_owned(), |shard| shard.to_string()),
+            replica.others.len()
+        );
+        if replica.stage == Stage::Filling {
+            self.reason = "waiting for what the layout gave it".into();
+        }
+        self.replica = Some(replica);
+        self.replica_changed = true;
+        self.settling = Settling::default();
+        self.repair = None;
+        self.reset_pushes();
+        self.say(Severity::Info, text);
+    }
+
+    /// Removes what this node stores of slots that are not its own, once everybody who should has it.
+    pub(super) fn purge_step(&mut self) -> Result<()> {
+        /// Versions removed per tick.
+        const VERSIONS_PER_TICK: usize = 2_000;
+        let Some(topology) = &self.topology else { return Ok(()) };
+        let early = self.settings.broken(Mutant::OldCopyDeletedEarly);
+        if topology.transition != Transition::Steady && !early {
+            return Ok(());
+        }
+        let mut left = VERSIONS_PER_TICK;
+        let slots = (0..crate::wire::ident::SLOT_COUNT).map(crate::wire::ident::Slot);
+        for slot in slots.filter(|&slot| !self.inventory.is_empty(slot) && !self.owns(slot)).collect::<Vec<_>>() {
+            let versions = self.store.slot(slot, None, left)?;
+            left -= versions.len().min(left);
+            for (key, version) in versions {
+                self.inventory.discard(&mut *self.store, &key, &version);
+            }
+            if left == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Peer {
+    /// The layout has changed: what was said of writes and reports under the one before does not count.
+    fn begin_epoch(&mut self) {
+        (self.sent, self.held) = (0, 0);
+        self.report = None;
+        self.stage = None;
+        self.progress = None;
+        self.filled_us = false;
+        self.ahead_since_ms = None;
+        self.pulled_ms = None;
+    }
+}
+
+fn step_between(me: Option<NodeId>, before: Topology, after: &Topology) -> Step {
+    let (epoch, given_up) = &after.given_up;
+    if before.from().is_some() && *epoch == before.layout.epoch && me.is_some_and(|me| given_up.contains(&me)) {
+        return Step::Anew;
+    }
+    if before.layout.epoch == after.layout.epoch {
+        return Step::Stay;
+    }
+    if after.from().is_some_and(|from| from.epoch == before.layout.epoch) {
+        return Step::Flip { before: before.layout };
+    }
+    Step::Anew
+}
+
+fn others(members: &[NodeId], me: NodeId) -> Vec<NodeId> {
+    members.iter().copied().filter(|&node| node != me).collect()
+}
+
+fn handed(from: &Layout, shard: ShardId, mut vector: Vector, whole: bool) -> Handed {
+    let members = from.members(shard).to_vec();
+    vector.retain(|origin, _| origin.epoch == from.epoch && members.contains(&origin.node));
+    Handed { epoch: from.epoch, shard, members, vector, whole }
+}

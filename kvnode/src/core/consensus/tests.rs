@@ -1,0 +1,147 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::core::topology::{ClusterId, Outcome};
+use crate::wire::ident::Addr;
+
+fn addr(n: u32) -> Addr {
+    format!("10.0.0.{n}:8090").parse().unwrap()
+}
+
+fn birth(n: u32) -> Incarnation {
+    Incarnation(1_000 + u64::from(n))
+}
+
+/// Voters in one thread; messages arrive at once, except between nodes that are cut off.
+struct Group {
+    members: BTreeMap<NodeId, Consensus>,
+    stored: BTreeMap<NodeId, Vec<u8>>,
+    away: BTreeSet<NodeId>,
+}
+
+impl Group {
+    fn form(count: u32) -> Self {
+        let view: Vec<_> = (1..=count).map(|n| (addr(n), Some(birth(n)))).collect();
+        let topology = Topology::form(ClusterId(1), [0; 32], &view, 1);
+        let member = |n| (NodeId(n), Consensus::found(NodeId(n), birth(n), &topology));
+        Self { members: (1..=count).map(member).collect(), stored: BTreeMap::new(), away: BTreeSet::new() }
+    }
+
+    fn run(&mut self, ticks: usize) {
+        for _ in 0..ticks {
+            for (_, member) in self.members.iter_mut().filter(|(id, _)| !self.away.contains(id)) {
+                member.tick();
+                if member.is_leader() && member.is_idle() {
+                    let away = self.away.clone();
+                    member.elect_voters(|node| !away.contains(&node));
+                }
+            }
+            self.exchange();
+        }
+    }
+
+    fn exchange(&mut self) {
+        loop {
+            let mut mail = Vec::new();
+            for (&from, member) in &mut self.members {
+                let turn = member.turn();
+                if let Some((bytes, _)) = turn.persist {
+                    self.stored.insert(from, bytes);
+                }
+                mail.extend(turn.messages.into_iter().map(|(to, bytes)| (from, to, bytes)));
+            }
+            if mail.is_empty() {
+                return;
+            }
+            for (from, to, bytes) in mail {
+                if let Some(member) = self.members.get_mut(&to)
+                    && !self.away.contains(&from)
+                    && !self.away.contains(&to)
+                {
+                    member.step(&bytes);
+                }
+            }
+        }
+    }
+
+    fn leader(&mut self) -> &mut Consensus {
+        let away = &self.away;
+        let mut leaders = self.members.iter_mut().filter(|(id, member)| !away.contains(id) && member.is_leader());
+        leaders.next().expect("a leader").1
+    }
+
+    fn join(&mut self, number: u64, n: u32) {
+        let request = RequestId { node: NodeId(1), life: birth(1), number };
+        self.leader().propose(request, &Proposal::Join { addr: addr(n), birth: Some(birth(n)) });
+    }
+}
+
+#[test]
+fn a_proposal_reaches_all_and_a_repeated_one_is_decided_once() {
+    let mut group = Group::form(3);
+    group.run(40);
+    group.join(7, 9);
+    group.join(7, 9);
+    group.run(5);
+    for member in group.members.values() {
+        let request = RequestId { node: NodeId(1), life: birth(1), number: 7 };
+        assert_eq!(member.state().outcome_of(request), Some(&Outcome::Done { warnings: Vec::new() }));
+        assert_eq!(member.state().nodes.len(), 4);
+    }
+}
+
+#[test]
+fn the_log_goes_on_without_its_leader_and_not_without_a_majority() {
+    let mut group = Group::form(3);
+    group.run(40);
+    let first = group.leader().seat.node();
+    group.away.insert(first);
+    group.run(60);
+    group.join(1, 9);
+    group.run(5);
+    assert_eq!(group.leader().state().nodes.len(), 4);
+    let second = group.leader().seat.node();
+    group.away.insert(second);
+    group.run(60);
+    let rest = group.members.iter().find(|(id, _)| !group.away.contains(id)).expect("one is left");
+    assert!(!rest.1.is_leader());
+}
+
+#[test]
+fn a_voter_that_comes_back_with_its_log_goes_on_and_one_without_is_another() {
+    let mut group = Group::form(3);
+    group.run(40);
+    group.join(1, 9);
+    group.run(5);
+    let (id, topology) = (NodeId(2), group.members[&NodeId(2)].state().clone());
+    let back = Consensus::recover(id, birth(2), &group.stored[&id], &topology).expect("it can be read");
+    group.members.insert(id, back);
+    group.run(10);
+    assert_eq!(group.members[&id].state().nodes.len(), 4);
+    // It loses everything and is born again.
+    let again = Incarnation(9_000);
+    group.members.insert(id, Consensus::join(id, again, &topology));
+    let request = RequestId { node: NodeId(1), life: birth(1), number: 2 };
+    group.run(40);
+    group.leader().propose(request, &Proposal::Join { addr: addr(2), birth: Some(again) });
+    group.run(60);
+    assert_eq!(group.members[&id].state().births[&id], again);
+    let seats = group.leader().raw.raft.prs().conf().voters().ids().iter().collect::<BTreeSet<_>>();
+    assert!(seats.contains(&Seat::of(id, again).0) && !seats.contains(&Seat::of(id, birth(2)).0), "{seats:?}");
+}
+
+#[test]
+fn a_long_log_is_cut_and_a_newcomer_is_told_the_state() {
+    let mut group = Group::form(3);
+    group.run(40);
+    for n in 0..200 {
+        group.join(n, 10 + n as u32 % 20);
+        group.run(1);
+    }
+    assert!(group.leader().raw.store().entries.len() <= LOG_LENGTH_MAX + 1);
+    let topology = group.leader().state().clone();
+    let id = topology.node_at(&addr(10)).expect("it joined");
+    group.members.insert(id, Consensus::join(id, birth(10), &topology));
+    group.run(80);
+    assert_eq!(group.members[&id].state().nodes, topology.nodes);
+}

@@ -1,0 +1,299 @@
+//! The log of topologies from a node's point of view: its voter, requests to the leader, and the leader's duties.
+//!
+//! The data of the cluster never waits for any of this.
+
+use std::collections::BTreeMap;
+
+use super::admin::{Asked, JobState};
+use super::consensus::{CONSENSUS_TICK_MS, Consensus};
+use super::topology::{ChangeKind, Ended, Proposal, RequestId, Topology, Transition};
+use super::{Core, FACT_RAFT, Severity};
+use crate::storage::Result;
+use crate::wire::ident::{Addr, Incarnation, NodeId, ShardId};
+use crate::wire::peer::{Message, Progress, Stage};
+
+/// A node that asks to join is proposed at most so often.
+const JOIN_AGAIN_MS: u64 = 500;
+/// Addresses that asked to join and are remembered.
+const JOINERS_MAX: usize = 256;
+/// A node that is to be removed and was not heard for so long is not waited for.
+const GIVEN_UP_MS: u64 = 3_000;
+
+/// What a node does for the topology.
+#[derive(Debug, Default)]
+pub(super) struct Office {
+    pub asked: Vec<Asked>,
+    last_request: u64,
+    last_tick_ms: u64,
+    joiners: BTreeMap<Addr, u64>,
+    /// Old shards that this replica was filled from, after the flip.
+    pub filled_from: Vec<ShardId>,
+    /// Set when this node founded the cluster, until it has called the first election.
+    pub founded: bool,
+    was_leader: bool,
+}
+
+impl Core {
+    /// Goes on with the log of an earlier life.
+    pub(super) fn recover_consensus(&mut self) -> Result<()> {
+        let bytes = self.store.fact(FACT_RAFT)?;
+        let (Some(me), Some(topology)) = (self.me, &self.topology) else { return Ok(()) };
+        let recovered = bytes.and_then(|bytes| Consensus::recover(me, self.birth, &bytes, topology));
+        match recovered.filter(|consensus| consensus.generation() == topology.version.generation) {
+            Some(consensus) => self.consensus = Some(consensus),
+            None => self.join_consensus(),
+        }
+        Ok(())
+    }
+
+    /// Takes this node's part in the log: from the start if it takes part in the formation, otherwise as told by the leader.
+    pub(super) fn join_consensus(&mut self) {
+        let Some(topology) = &self.topology else { return };
+        // What an earlier seat promised is not this one's.
+        self.store.set_fact(FACT_RAFT, Vec::new());
+        self.consensus = self.me.map(|me| {
+            let version = topology.version;
+            let forms = version.generation == 0 && version.index == 1 && topology.births.get(&me) == Some(&self.birth);
+            if forms { Consensus::found(me, self.birth, topology) } else { Consensus::join(me, self.birth, topology) }
+        });
+    }
+
+    /// Starts the log anew: an operator says that its majority is lost for good.
+    pub(super) fn recover_log(&mut self) -> Result<()> {
+        let (Some(topology), Some(me)) = (&self.topology, self.me) else { return Ok(()) };
+        let mut next = topology.recovered();
+        next.births.insert(me, self.birth);
+        self.say(
+            Severity::Warn,
+            "the topology goes on from this node alone: an operator has given up the other voters",
+        );
+        let consensus = Consensus::restart(me, self.birth, &next);
+        self.adopt(next)?;
+        self.consensus = Some(consensus);
+        self.office.founded = true;
+        Ok(())
+    }
+
+    /// Hands on what the log has brought about.
+    pub(super) fn consensus_turn(&mut self) -> Result<()> {
+        let Some(consensus) = self.consensus.as_mut() else { return Ok(()) };
+        let turn = consensus.turn();
+        let generation = consensus.generation();
+        if let Some((bytes, must_sync)) = turn.persist {
+            self.store.set_fact(FACT_RAFT, bytes);
+            self.urgent |= must_sync;
+        }
+        for (node, bytes) in turn.messages {
+            if let Some(addr) = self.addr_of(node).cloned() {
+                self.send(&addr, Message::Raft { generation, bytes });
+            }
+        }
+        if turn.applied {
+            let state = self.consensus.as_ref().map(|consensus| consensus.state().clone());
+            if let Some(state) = state {
+                self.adopt(state)?;
+                self.admin_step();
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn raft_message(&mut self, generation: u32, bytes: &[u8]) {
+        if let Some(consensus) = self.consensus.as_mut().filter(|consensus| consensus.generation() == generation) {
+            consensus.step(bytes);
+        }
+    }
+
+    pub(super) fn next_request(&mut self) -> RequestId {
+        self.office.last_request += 1;
+        let node = self.me.unwrap_or(NodeId(0));
+        RequestId { node, life: self.life, number: self.office.last_request }
+    }
+
+    /// Brings a proposal to the leader, if one is known; otherwise to somebody who may know one.
+    pub(super) fn submit(&mut self, request: RequestId, proposal: Proposal) {
+        if let Some(consensus) = self.consensus.as_mut().filter(|consensus| consensus.is_leader()) {
+            consensus.propose(request, &proposal);
+            return;
+        }
+        let leader = self.consensus.as_ref().and_then(Consensus::leader).filter(|&leader| Some(leader) != self.me);
+        let known = leader.and_then(|leader| self.addr_of(leader)).cloned();
+        let target = known.or_else(|| {
+            let here: Vec<&Addr> =
+                self.peers.iter().filter(|(_, peer)| self.is_reachable(peer)).map(|(addr, _)| addr).collect();
+            let at = (self.now.mono_ms / 100) as usize % here.len().max(1);
+            here.get(at).map(|&addr| addr.clone())
+        });
+        if let Some(addr) = target {
+            self.send(&addr, Message::Propose { request, proposal });
+        }
+    }
+
+    /// A node brings a proposal.
+    pub(super) fn proposed(&mut self, from: &Addr, request: RequestId, proposal: Proposal) {
+        let Some(consensus) = self.consensus.as_mut() else { return };
+        if consensus.is_leader() {
+            if consensus.state().outcome_of(request).is_none() {
+                consensus.propose(request, &proposal);
+            }
+            return;
+        }
+        let leader = consensus.leader().and_then(|leader| self.addr_of(leader)).cloned();
+        if let Some(leader) = leader.filter(|leader| leader != from && *leader != self.settings.me) {
+            self.send(&leader, Message::Propose { request, proposal });
+        }
+    }
+
+    /// A node that the topology does not list asks to be in it.
+    pub(super) fn newcomer(&mut self, addr: &Addr, birth: Incarnation) {
+        let now = self.now.mono_ms;
+        if self.topology.is_none() || self.me.is_none() {
+            return;
+        }
+        if self.office.joiners.get(addr).is_some_and(|&at| now.saturating_sub(at) < JOIN_AGAIN_MS) {
+            return;
+        }
+        if self.office.joiners.len() >= JOINERS_MAX {
+            self.office.joiners.clear();
+        }
+        self.office.joiners.insert(addr.clone(), now);
+        let request = self.next_request();
+        self.submit(request, Proposal::Join { addr: addr.clone(), birth: Some(birth) });
+    }
+
+    pub(super) fn govern_step(&mut self) -> Result<()> {
+        self.admin_step();
+        let now = self.now.mono_ms;
+        if now.saturating_sub(self.office.last_tick_ms) < CONSENSUS_TICK_MS {
+            return Ok(());
+        }
+        self.office.last_tick_ms = now;
+        self.purge_step()?;
+        let Some(consensus) = self.consensus.as_mut() else { return Ok(()) };
+        consensus.tick();
+        if std::mem::take(&mut self.office.founded) {
+            consensus.campaign();
+        }
+        let leads = consensus.is_leader();
+        if leads != self.office.was_leader {
+            self.office.was_leader = leads;
+            let text = if leads { "leads the topology" } else { "no longer leads the topology" };
+            self.say(Severity::Info, text);
+        }
+        if leads && self.consensus.as_ref().is_some_and(Consensus::is_idle) {
+            self.lead();
+        }
+        Ok(())
+    }
+
+    /// One step of what a leader has to see to. Nothing else is under way in the log.
+    fn lead(&mut self) {
+        if let Some(proposal) = self.duty() {
+            let request = self.next_request();
+            self.submit(request, proposal);
+            return;
+        }
+        let here: Vec<NodeId> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| self.is_reachable(peer))
+            .filter_map(|(addr, _)| self.node_of(addr))
+            .collect();
+        if let Some(consensus) = self.consensus.as_mut() {
+            consensus.elect_voters(|node| here.contains(&node));
+        }
+    }
+
+    fn duty(&self) -> Option<Proposal> {
+        let topology = self.topology.as_ref()?;
+        // A node that lost its data votes under another name.
+        let reborn = self.peers.iter().find_map(|(addr, peer)| {
+            let node = topology.node_at(addr)?;
+            let birth = peer.birth.filter(|birth| topology.births.get(&node) != Some(birth))?;
+            (peer.life == peer.newest_life).then(|| Proposal::Join { addr: addr.clone(), birth: Some(birth) })
+        });
+        reborn.or_else(|| self.own_rebirth(topology)).or_else(|| self.advance_change(topology))
+    }
+
+    fn own_rebirth(&self, topology: &Topology) -> Option<Proposal> {
+        let me = self.me?;
+        let differs = topology.births.get(&me) != Some(&self.birth);
+        differs.then(|| Proposal::Join { addr: self.settings.me.clone(), birth: Some(self.birth) })
+    }
+
+    /// The next step of a change, if all that it waits for is there.
+    fn advance_change(&self, topology: &Topology) -> Option<Proposal> {
+        match &topology.transition {
+            Transition::Steady => None,
+            Transition::Copying { change, target } => {
+                let ready = |node: NodeId| {
+                    topology.gains(node, &topology.layout, target).is_empty()
+                        || self.told(node).is_some_and(|progress| progress.copied == Some(change.job))
+                };
+                target.all_members().all(ready).then_some(Proposal::Flip { job: change.job })
+            }
+            Transition::Settling { change, written_off, .. } => {
+                if let ChangeKind::Remove(node) = change.kind
+                    && !written_off.contains(&node)
+                    && self.is_given_up(node)
+                {
+                    return Some(Proposal::WriteOff { node });
+                }
+                let epoch = topology.layout.epoch;
+                let settled = |node: NodeId| {
+                    written_off.contains(&node)
+                        || self.told(node).is_some_and(|progress| progress.settled == Some(epoch))
+                };
+                topology.layout.all_members().all(settled).then_some(Proposal::Settled { epoch })
+            }
+        }
+    }
+
+    fn is_given_up(&self, node: NodeId) -> bool {
+        let now = self.now.mono_ms;
+        let silent = |peer: &super::contact::Peer| {
+            !self.is_in_view(peer) && now.saturating_sub(peer.proven_ms.unwrap_or(self.started_ms)) >= GIVEN_UP_MS
+        };
+        Some(node) != self.me && self.peer_of(node).is_none_or(silent)
+    }
+
+    /// What a node says of its part in the change, in its present life; nothing old counts.
+    fn told(&self, node: NodeId) -> Option<Progress> {
+        if Some(node) == self.me {
+            return self.progress().map(|progress| *progress);
+        }
+        let peer = self.peer_of(node)?;
+        let present = peer.life.is_some() && peer.life == peer.newest_life && self.is_in_view(peer);
+        if present { peer.progress.as_deref().cloned() } else { None }
+    }
+
+    /// Where a change stands.
+    pub fn job_state(&self, job: u32) -> JobState {
+        let Some(topology) = &self.topology else { return JobState::Unknown };
+        match &topology.transition {
+            Transition::Copying { change, .. } if change.job == job => return JobState::Copying,
+            Transition::Settling { change, .. } if change.job == job => {
+                return JobState::Flipped { serving: self.all_serve(topology) };
+            }
+            _ => {}
+        }
+        match &topology.last {
+            Some((change, Ended::Done)) if change.job == job => JobState::Done,
+            Some((change, Ended::Aborted)) if change.job == job => JobState::Aborted,
+            Some((change, _)) if change.job > job => JobState::Done,
+            _ => JobState::Unknown,
+        }
+    }
+
+    /// Whether every member of the layout that can be reached serves under it.
+    fn all_serve(&self, topology: &Topology) -> bool {
+        let serves = |node: NodeId| {
+            if Some(node) == self.me {
+                return self.is_serving();
+            }
+            let Some(peer) = self.peer_of(node) else { return false };
+            !self.is_in_view(peer) || peer.stage == Some(Stage::Serving)
+        };
+        topology.layout.all_members().all(serves)
+    }
+}

@@ -1,0 +1,124 @@
+//! What a core tells about the change of the layout that runs, or ran last.
+
+use serde::Serialize;
+
+use crate::core::Core;
+use crate::core::topology::{Change, ChangeKind, Ended, Layout, Topology, Transition};
+use crate::wire::ident::Addr;
+use crate::wire::peer::Move;
+
+/// The change that runs, or the last one.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ChangeStatus {
+    /// `None`: there never was one.
+    pub job: Option<u32>,
+    pub kind: Option<&'static str>,
+    /// `idle` (there was none), `copying`, `settling`, `done` or `aborted`.
+    pub phase: &'static str,
+    pub epoch: u32,
+    pub moves: Vec<MoveStatus>,
+    /// Keys of all moves, and bytes of their values.
+    pub keys: u64,
+    pub keys_total: u64,
+    pub bytes: u64,
+    pub waiting_for: Vec<String>,
+}
+
+/// What one node has fetched from one shard.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MoveStatus {
+    pub from: String,
+    pub to: String,
+    pub node: Addr,
+    pub keys: u64,
+    pub keys_total: u64,
+    pub bytes: u64,
+}
+
+/// A layout as it is or would be.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PlanStatus {
+    pub shards: Vec<PlanShard>,
+    pub moved_slots: usize,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PlanShard {
+    pub id: String,
+    pub members: Vec<Addr>,
+    pub members_before: Vec<Addr>,
+    pub slots: usize,
+    pub slots_before: usize,
+}
+
+fn kind_name(change: &Change) -> &'static str {
+    match change.kind {
+        ChangeKind::Reshard => "reshard",
+        ChangeKind::AddMember(_) => "add-member",
+        ChangeKind::Remove(_) => "remove",
+    }
+}
+
+fn describe(topology: &Topology) -> (Option<&Change>, &'static str) {
+    match (&topology.transition, &topology.last) {
+        (Transition::Copying { change, .. }, _) => (Some(change), "copying"),
+        (Transition::Settling { change, .. }, _) => (Some(change), "settling"),
+        (Transition::Steady, Some((change, Ended::Done))) => (Some(change), "done"),
+        (Transition::Steady, Some((change, Ended::Aborted))) => (Some(change), "aborted"),
+        (Transition::Steady, None) => (None, "idle"),
+    }
+}
+
+impl Core {
+    /// # Errors
+    /// The reason, while there is no cluster.
+    pub fn change(&self) -> Result<ChangeStatus, String> {
+        let topology = self.topology.as_ref().ok_or_else(|| self.reason.clone())?;
+        let (change, phase) = describe(topology);
+        let name = |addr: &Addr, one: &Move| MoveStatus {
+            from: one.from.to_string(),
+            to: one.to.to_string(),
+            node: addr.clone(),
+            keys: one.keys.min(one.keys_total),
+            keys_total: one.keys_total,
+            bytes: one.bytes,
+        };
+        let own = self.progress().into_iter().map(|progress| (&self.settings.me, progress));
+        let told = self.peers.iter().filter_map(|(addr, peer)| Some((addr, peer.progress.clone()?)));
+        let all = own.chain(told).map(|(addr, progress)| (addr, progress.moves));
+        let moves: Vec<MoveStatus> =
+            all.flat_map(|(addr, moves)| moves.into_iter().map(move |one| name(addr, &one))).collect();
+        Ok(ChangeStatus {
+            job: change.map(|change| change.job),
+            kind: change.map(kind_name),
+            phase,
+            epoch: topology.layout.epoch.0,
+            keys: moves.iter().map(|one| one.keys).sum(),
+            keys_total: moves.iter().map(|one| one.keys_total).sum(),
+            bytes: moves.iter().map(|one| one.bytes).sum(),
+            moves,
+            waiting_for: self.change_waits_for(),
+        })
+    }
+
+    /// A layout beside the present one.
+    pub fn describe_plan(&self, before: &Layout, after: &Layout) -> PlanStatus {
+        let addrs = |layout: &Layout, shard| -> Vec<Addr> {
+            let of = |node| self.topology.as_ref()?.nodes.get(node).cloned();
+            layout.members(shard).iter().filter_map(of).collect()
+        };
+        let ids = before.shards.keys().chain(after.shards.keys()).copied().collect::<std::collections::BTreeSet<_>>();
+        let one = |shard| PlanShard {
+            id: format!("{shard}"),
+            members: addrs(after, shard),
+            members_before: addrs(before, shard),
+            slots: after.slots_of(shard).count(),
+            slots_before: before.slots_of(shard).count(),
+        };
+        PlanStatus { shards: ids.into_iter().map(one).collect(), moved_slots: before.slots_moved(after) }
+    }
+}

@@ -1,0 +1,288 @@
+//! The topology as a state machine: proposals in the order of the log, each with its outcome.
+//!
+//! Nothing here looks at a clock or at who can be reached: what depends on that is decided by who proposes, and is part of
+//! the proposal.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Change, ChangeKind, Ended, Layout, Topology, Transition, plan};
+use crate::wire::ident::{Addr, Epoch, Incarnation, NodeId, ShardId};
+
+/// Decisions remembered, so that a repeated request is told what was decided.
+const DECIDED_MAX: usize = 64;
+
+/// Names a request of one life of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RequestId {
+    pub node: NodeId,
+    pub life: Incarnation,
+    pub number: u64,
+}
+
+/// What is asked of the topology.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Proposal {
+    /// A node is there, with data that began in `birth` (`None`: an operator says that it will be there).
+    Join {
+        addr: Addr,
+        birth: Option<Incarnation>,
+    },
+    /// `dead`: it can't be reached; nobody waits for what only it has.
+    Remove {
+        addr: Addr,
+        dead: bool,
+    },
+    AddMember {
+        shard: ShardId,
+        addr: Addr,
+    },
+    /// `epoch`: refuse unless the layout is still that one. `absent`: nodes that can't be reached.
+    Reshard {
+        count: u32,
+        epoch: Option<Epoch>,
+        absent: BTreeSet<NodeId>,
+    },
+    Abort,
+    /// All copies of a job are there.
+    Flip {
+        job: u32,
+    },
+    /// Every member holds all of the epoch before this one.
+    Settled {
+        epoch: Epoch,
+    },
+    /// Don't wait for this old member any more.
+    WriteOff {
+        node: NodeId,
+    },
+}
+
+/// How a proposal was decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    Done {
+        warnings: Vec<String>,
+    },
+    /// It was so already.
+    Already,
+    /// A change of the layout has begun.
+    Started {
+        job: u32,
+        warnings: Vec<String>,
+    },
+    Refused(Refusal),
+}
+
+/// Why a proposal changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    NoSuchShard,
+    NoSuchReplica,
+    InAnotherShard(ShardId),
+    NotEnoughNodes,
+    LastReplica(ShardId),
+    /// Another change runs. `settling`: it has only to be finished, which takes a moment.
+    Busy {
+        what: String,
+        settling: bool,
+    },
+    EpochMoved(Epoch),
+    /// Nothing runs that could be aborted.
+    NothingToAbort,
+    TooLateToAbort,
+}
+
+type Decision = Result<Outcome, Refusal>;
+
+const DONE: Outcome = Outcome::Done { warnings: Vec::new() };
+
+impl Topology {
+    /// Applies what is next in the log.
+    pub fn apply(&mut self, request: RequestId, proposal: &Proposal) {
+        if self.outcome_of(request).is_some() {
+            return;
+        }
+        let outcome = self.decide(proposal).unwrap_or_else(Outcome::Refused);
+        self.decided.push_back((request, outcome));
+        if self.decided.len() > DECIDED_MAX {
+            self.decided.pop_front();
+        }
+    }
+
+    fn decide(&mut self, proposal: &Proposal) -> Decision {
+        match proposal {
+            Proposal::Join { addr, birth } => self.join(addr, *birth),
+            Proposal::Remove { addr, dead } => self.remove(addr, *dead),
+            Proposal::AddMember { shard, addr } => self.add_member(*shard, addr),
+            Proposal::Reshard { count, epoch, absent } => self.reshard(*count, *epoch, absent),
+            Proposal::Abort => self.abort(),
+            Proposal::Flip { job } => self.flip(*job),
+            Proposal::Settled { epoch } => self.settled(*epoch),
+            Proposal::WriteOff { node } => self.write_off(*node),
+        }
+    }
+
+    fn join(&mut self, addr: &Addr, birth: Option<Incarnation>) -> Decision {
+        let (node, known) = match self.node_at(addr) {
+            Some(node) => (node, true),
+            None => {
+                let node = NodeId(self.next_node);
+                self.next_node += 1;
+                self.nodes.insert(node, addr.clone());
+                (node, false)
+            }
+        };
+        if let Some(birth) = birth {
+            self.births.insert(node, birth);
+        }
+        Ok(if known { Outcome::Already } else { DONE })
+    }
+
+    /// What keeps a change of the layout from beginning.
+    fn free(&self) -> Result<(), Refusal> {
+        let (what, settling) = match &self.transition {
+            Transition::Steady => return Ok(()),
+            Transition::Copying { change, .. } => (format!("{} runs", self.name_of(change)), false),
+            Transition::Settling { change, .. } => (format!("{} is being finished", self.name_of(change)), true),
+        };
+        Err(Refusal::Busy { what, settling })
+    }
+
+    /// A change, for people.
+    pub fn name_of(&self, change: &Change) -> String {
+        let addr = |node: &NodeId| self.nodes.get(node).map_or_else(|| format!("node {}", node.0), ToString::to_string);
+        match &change.kind {
+            ChangeKind::Reshard => format!("job {} (reshard)", change.job),
+            ChangeKind::AddMember(node) => format!("job {} (add {})", change.job, addr(node)),
+            ChangeKind::Remove(node) => format!("job {} (remove {})", change.job, addr(node)),
+        }
+    }
+
+    fn begin(&mut self, kind: ChangeKind, target: Layout) -> Outcome {
+        self.jobs += 1;
+        let warnings = plan::warnings(&self.layout, &target);
+        let next = target.shards.keys().next_back().map_or(0, |shard| shard.0 + 1);
+        self.next_shard = self.next_shard.max(next);
+        self.transition = Transition::Copying { change: Change { job: self.jobs, kind }, target };
+        Outcome::Started { job: self.jobs, warnings }
+    }
+
+    fn remove(&mut self, addr: &Addr, dead: bool) -> Decision {
+        let node = self.node_at(addr).ok_or(Refusal::NoSuchReplica)?;
+        if let Transition::Settling { change, written_off, .. } = &mut self.transition
+            && dead
+            && self.layout.shard_of_node(node).is_some()
+        {
+            // The change can't end without it, and it can't go before the change has ended: first the one, then the other.
+            let job = change.job;
+            written_off.insert(node);
+            self.doomed.insert(node);
+            return Ok(Outcome::Started { job, warnings: Vec::new() });
+        }
+        self.free()?;
+        self.begin_removal(node)
+    }
+
+    fn begin_removal(&mut self, node: NodeId) -> Decision {
+        let Some(shard) = self.layout.shard_of_node(node) else {
+            self.forget(node);
+            return Ok(DONE);
+        };
+        let target = plan::remove(&self.layout, node).ok_or(Refusal::LastReplica(shard))?;
+        Ok(self.begin(ChangeKind::Remove(node), target))
+    }
+
+    fn forget(&mut self, node: NodeId) {
+        self.nodes.remove(&node);
+        self.births.remove(&node);
+    }
+
+    fn add_member(&mut self, shard: ShardId, addr: &Addr) -> Decision {
+        if !self.layout.shards.contains_key(&shard) {
+            return Err(Refusal::NoSuchShard);
+        }
+        let node = self.node_at(addr).ok_or(Refusal::NoSuchReplica)?;
+        match self.layout.shard_of_node(node) {
+            Some(other) if other == shard => return Ok(Outcome::Already),
+            Some(other) => return Err(Refusal::InAnotherShard(other)),
+            None => self.free()?,
+        }
+        Ok(self.begin(ChangeKind::AddMember(node), plan::add_member(&self.layout, shard, node)))
+    }
+
+    /// The layout that a reshard would lead to.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn plan_reshard(&self, count: u32, absent: &BTreeSet<NodeId>) -> Result<Layout, Refusal> {
+        plan::reshard(&self.layout, &self.spare(), absent, count, self.next_shard).ok_or(Refusal::NotEnoughNodes)
+    }
+
+    fn reshard(&mut self, count: u32, epoch: Option<Epoch>, absent: &BTreeSet<NodeId>) -> Decision {
+        let target = self.plan_reshard(count, absent)?;
+        self.free()?;
+        if epoch.is_some_and(|epoch| epoch != self.layout.epoch) {
+            return Err(Refusal::EpochMoved(self.layout.epoch));
+        }
+        let same = target.shards == self.layout.shards && self.layout.slots_moved(&target) == 0;
+        Ok(if same { Outcome::Already } else { self.begin(ChangeKind::Reshard, target) })
+    }
+
+    fn abort(&mut self) -> Decision {
+        match &self.transition {
+            Transition::Steady => Err(Refusal::NothingToAbort),
+            Transition::Settling { .. } => Err(Refusal::TooLateToAbort),
+            Transition::Copying { change, .. } => {
+                self.last = Some((change.clone(), Ended::Aborted));
+                self.transition = Transition::Steady;
+                Ok(DONE)
+            }
+        }
+    }
+
+    fn flip(&mut self, job: u32) -> Decision {
+        let Transition::Copying { change, target } = &self.transition else { return Ok(Outcome::Already) };
+        if change.job != job {
+            return Ok(Outcome::Already);
+        }
+        let (change, target) = (change.clone(), target.clone());
+        let from = std::mem::replace(&mut self.layout, target);
+        self.transition = Transition::Settling { change, from, written_off: BTreeSet::new() };
+        Ok(DONE)
+    }
+
+    fn settled(&mut self, epoch: Epoch) -> Decision {
+        let Transition::Settling { change, written_off, .. } = &self.transition else { return Ok(Outcome::Already) };
+        if self.layout.epoch != epoch {
+            return Ok(Outcome::Already);
+        }
+        let change = change.clone();
+        self.given_up = (epoch, written_off.clone());
+        if let ChangeKind::Remove(node) = change.kind {
+            self.forget(node);
+        }
+        self.last = Some((change, Ended::Done));
+        self.transition = Transition::Steady;
+        if let Some(node) = self.doomed.pop_first() {
+            // A shard's last replica can't go; then it must come back or the shard stays as it is.
+            return self.begin_removal(node);
+        }
+        Ok(DONE)
+    }
+
+    fn write_off(&mut self, node: NodeId) -> Decision {
+        if let Transition::Settling { written_off, .. } = &mut self.transition {
+            written_off.insert(node);
+        }
+        Ok(DONE)
+    }
+
+    /// Starts the log anew with this node as its only voter: the majority is lost for good.
+    pub fn recovered(&self) -> Self {
+        let mut next = self.clone();
+        next.version = super::TopologyVersion { generation: self.version.generation + 1, index: 1 };
+        next
+    }
+}

@@ -1,0 +1,248 @@
+//! Who belongs to the cluster and who has which slot.
+//!
+//! Everything here is agreed: the topology is a state machine on a replicated log (see [`super::consensus`]), and all nodes
+//! see a part of the same sequence of its states. Each state has a [`TopologyVersion`]; a newer one may be taken over from
+//! anybody, whole, so that nodes which don't vote, or were away, need no log.
+//!
+//! One layout changes into the next in one way, whatever the reason:
+//!
+//! 1. *Copying*: the target layout is agreed. Nodes that are to get slots fetch them while the old owners serve. Nothing
+//!    becomes stable meanwhile, so all that any context was ever relieved of is in every copy.
+//! 2. The flip: one entry makes the target the layout. Every replica ends its origin and goes on under one of the new epoch.
+//!    Nobody waits: what a new owner still lacks is guarded by the contexts that name it, as everywhere else.
+//! 3. *Settling*: the new owners fetch what the old ones got last. When every member holds all that every old member has,
+//!    one entry retires the old epoch: contexts that name it are satisfied, and old copies may go.
+//!
+//! At most two epochs are ever alive, so that neither contexts nor vectors grow with the number of changes.
+
+mod layout;
+pub mod machine;
+pub mod plan;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::wire::ident::{Addr, Epoch, Incarnation, NodeId, Origin, ShardId};
+
+pub use layout::{Layout, SlotRun, slots_in};
+pub use machine::{Outcome, Proposal, Refusal, RequestId};
+
+/// Random, made at formation: two clusters never have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ClusterId(pub u128);
+
+/// Which of two topologies is newer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TopologyVersion {
+    /// Rises when an operator starts the log anew because its majority is lost for good.
+    pub generation: u32,
+    /// Place in the log.
+    pub index: u64,
+}
+
+/// A change of the layout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Counts changes.
+    pub job: u32,
+    pub kind: ChangeKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChangeKind {
+    Reshard,
+    AddMember(NodeId),
+    Remove(NodeId),
+}
+
+/// How far the change from one layout to the next is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Transition {
+    /// One layout; all its members hold all that was written under earlier ones.
+    Steady,
+    Copying {
+        change: Change,
+        target: Layout,
+    },
+    Settling {
+        change: Change,
+        /// The layout before.
+        from: Layout,
+        /// Old members that are given up: nobody waits for what only they have.
+        written_off: BTreeSet<NodeId>,
+    },
+}
+
+/// How the last change ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ended {
+    Done,
+    Aborted,
+}
+
+/// The cluster as agreed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Topology {
+    pub cluster: ClusterId,
+    /// Signs contexts, so that another cluster's or a forged one is told from ours.
+    pub context_key: [u8; 32],
+    pub version: TopologyVersion,
+    pub nodes: BTreeMap<NodeId, Addr>,
+    /// Per node the life in which its present data began: who lost its data must vote under another name.
+    pub births: BTreeMap<NodeId, Incarnation>,
+    pub layout: Layout,
+    pub transition: Transition,
+    /// The last change that ended.
+    pub last: Option<(Change, Ended)>,
+    /// The old members that were given up when the last change had settled, and the epoch that it led to. One of them that was
+    /// a member of that, too, may lack what all others have.
+    pub given_up: (Epoch, BTreeSet<NodeId>),
+    /// Nodes to be removed once the transition has settled.
+    doomed: BTreeSet<NodeId>,
+    jobs: u32,
+    next_node: u32,
+    next_shard: u32,
+    /// The last requests and how they were decided, so that one that is repeated is not acted on twice.
+    decided: VecDeque<(RequestId, Outcome)>,
+}
+
+impl Topology {
+    /// The formation record: `view` in order, numbered from 1.
+    pub fn form(
+        cluster: ClusterId,
+        context_key: [u8; 32],
+        view: &[(Addr, Option<Incarnation>)],
+        shard_count: u32,
+    ) -> Self {
+        let nodes: BTreeMap<NodeId, Addr> = (1..).map(NodeId).zip(view.iter().map(|(addr, _)| addr.clone())).collect();
+        let births = (1..).map(NodeId).zip(view).filter_map(|(id, &(_, birth))| Some((id, birth?))).collect();
+        let ids: Vec<NodeId> = nodes.keys().copied().collect();
+        Self {
+            cluster,
+            context_key,
+            version: TopologyVersion { generation: 0, index: 1 },
+            next_node: ids.len() as u32 + 1,
+            next_shard: shard_count + 1,
+            nodes,
+            births,
+            layout: Layout::first(&ids, shard_count),
+            transition: Transition::Steady,
+            last: None,
+            given_up: (Epoch(0), BTreeSet::new()),
+            doomed: BTreeSet::new(),
+            jobs: 0,
+            decided: VecDeque::new(),
+        }
+    }
+
+    pub fn node_at(&self, addr: &Addr) -> Option<NodeId> {
+        self.nodes.iter().find(|(_, at)| *at == addr).map(|(&id, _)| id)
+    }
+
+    pub fn members(&self, shard: ShardId) -> &[NodeId] {
+        self.layout.members(shard)
+    }
+
+    /// The layout before this one, while not everything of it is everywhere.
+    pub fn from(&self) -> Option<&Layout> {
+        match &self.transition {
+            Transition::Settling { from, .. } => Some(from),
+            _ => None,
+        }
+    }
+
+    /// Origins of earlier epochs are retired: all that still exists of them is everywhere.
+    pub fn oldest_epoch(&self) -> Epoch {
+        self.from().map_or(self.layout.epoch, |from| from.epoch)
+    }
+
+    /// The shard that an origin belonged to in its epoch; `None` if the topology knows no such origin.
+    pub fn home_of(&self, origin: Origin) -> Option<ShardId> {
+        let layouts = [Some(&self.layout), self.from()];
+        let layout = layouts.into_iter().flatten().find(|layout| layout.epoch == origin.epoch)?;
+        layout.shard_of_node(origin.node)
+    }
+
+    /// For each shard of the layout before: the shards that have its slots now.
+    pub fn heirs(&self) -> BTreeMap<ShardId, BTreeSet<ShardId>> {
+        let Some(from) = self.from() else { return BTreeMap::new() };
+        let heirs_of = |old: ShardId| {
+            let has = |new: &ShardId| !from.passed_on(old, &self.layout, *new).is_empty();
+            self.layout.shards.keys().copied().filter(has).collect()
+        };
+        from.shards.keys().map(|&old| (old, heirs_of(old))).collect()
+    }
+
+    /// Old shards, and the slots of each, that `node` has to fetch for `to`: those of shards it was not in.
+    pub fn gains(&self, node: NodeId, from: &Layout, to: &Layout) -> Vec<(ShardId, Vec<SlotRun>)> {
+        let Some(new) = to.shard_of_node(node) else { return Vec::new() };
+        let old = from.shard_of_node(node);
+        let others = from.shards.keys().copied().filter(|&shard| Some(shard) != old);
+        let runs = others.map(|shard| (shard, from.passed_on(shard, to, new)));
+        runs.filter(|(_, runs)| !runs.is_empty()).collect()
+    }
+
+    /// How a request was decided, if it was.
+    pub fn outcome_of(&self, request: RequestId) -> Option<&Outcome> {
+        self.decided.iter().find(|(id, _)| *id == request).map(|(_, outcome)| outcome)
+    }
+
+    /// Nodes in no shard.
+    pub fn spare(&self) -> Vec<NodeId> {
+        self.nodes.keys().copied().filter(|&node| self.layout.shard_of_node(node).is_none()).collect()
+    }
+
+    /// The nodes that should vote: at most seven, taken from the shards in turn, the lowest numbers first.
+    pub fn electors(&self) -> BTreeSet<NodeId> {
+        const VOTERS_MAX: usize = 7;
+        let mut electors = BTreeSet::new();
+        let known = |node: &NodeId| self.births.contains_key(node) && self.nodes.contains_key(node);
+        for place in 0..self.nodes.len() {
+            let row = self.layout.shards.values().filter_map(|members| members.get(place)).copied();
+            electors.extend(row.filter(known).take(VOTERS_MAX - electors.len()));
+        }
+        let spare = self.spare().into_iter().filter(known);
+        electors.extend(spare.take(VOTERS_MAX - electors.len()));
+        electors
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn form(nodes: u16, shards: u32) -> Topology {
+        let addr = |n: u16| format!("10.10.0.{}:8090", n + 2).parse().unwrap();
+        let view: Vec<_> = (0..nodes).map(|n| (addr(n), Some(Incarnation(u64::from(n))))).collect();
+        Topology::form(ClusterId(7), [0; 32], &view, shards)
+    }
+
+    #[test]
+    fn six_nodes_and_two_shards_are_the_first_three_and_the_last_three() {
+        let topology = form(6, 2);
+        assert_eq!(topology.members(ShardId(1)), [NodeId(1), NodeId(2), NodeId(3)]);
+        assert_eq!(topology.members(ShardId(2)), [NodeId(4), NodeId(5), NodeId(6)]);
+    }
+
+    #[test]
+    fn uneven_numbers_are_as_even_as_they_go() {
+        let sizes: Vec<usize> = form(7, 3).layout.shards.values().map(Vec::len).collect();
+        assert_eq!(sizes, [3, 2, 2]);
+        let layout = form(7, 3).layout;
+        for id in 1..=3 {
+            let slots = layout.slots_of(ShardId(id)).count();
+            assert!((5461..=5462).contains(&slots), "{slots}");
+        }
+    }
+
+    #[test]
+    fn at_most_seven_vote_and_all_shards_are_among_them() {
+        let electors = form(30, 5).electors();
+        assert_eq!(electors.len(), 7);
+        for members in form(30, 5).layout.shards.values() {
+            assert!(members.iter().any(|member| electors.contains(member)));
+        }
+        assert_eq!(form(6, 2).electors().len(), 6);
+    }
+}
