@@ -116,16 +116,16 @@ impl Core {
             }
             AdminOp::AddMember { shard, addr } => Proposal::AddMember { shard: *shard, addr: addr.clone() },
             AdminOp::Reshard { count, epoch } => {
-                Proposal::Reshard { count: *count, epoch: *epoch, absent: self.absent() }
+                Proposal::Reshard { count: *count, epoch: *epoch, present: self.present() }
             }
             AdminOp::Abort | AdminOp::Recover => Proposal::Abort,
         }
     }
 
-    /// Nodes that can't be reached from here.
-    fn absent(&self) -> BTreeSet<NodeId> {
-        let away = self.peers.iter().filter(|(_, peer)| !self.is_in_view(peer));
-        away.filter_map(|(addr, _)| self.node_of(addr)).collect()
+    /// This node and those that it can reach.
+    fn present(&self) -> BTreeSet<NodeId> {
+        let here = self.peers.iter().filter(|(_, peer)| self.is_in_view(peer));
+        here.filter_map(|(addr, _)| self.node_of(addr)).chain(self.me).collect()
     }
 
     /// Answers what was decided, repeats what was not, and gives up on what takes too long.
@@ -193,14 +193,14 @@ impl Core {
     pub fn plan_reshard(&self, count: u32) -> std::result::Result<(Layout, Layout, Vec<String>), AdminAnswer> {
         let Some(topology) = &self.topology else { return Err(AdminAnswer::NotReady(self.reason.clone())) };
         let target = topology
-            .plan_reshard(count, &self.absent())
+            .plan_reshard(count, &self.present())
             .map_err(|refusal| AdminAnswer::Decided(Outcome::Refused(refusal)))?;
         let warnings = super::topology::plan::warnings(&topology.layout, &target);
         Ok((topology.layout.clone(), target, warnings))
     }
 }
 
-impl super::topology::Refusal {
+impl Refusal {
     /// Whether the same request will be accepted in a moment.
     fn passes_soon(&self) -> bool {
         matches!(self, Self::Busy { settling: true, .. })

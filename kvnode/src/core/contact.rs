@@ -148,7 +148,7 @@ impl Core {
         let now = self.now.mono_ms;
         let my_life = self.life;
         let from = batch.from.clone();
-        let Some(peer) = self.peers.get_mut(&from) else { return self.from_stranger(batch) };
+        let Some(peer) = self.peers.get_mut(&from) else { return self.hear_stranger(batch) };
         if peer.newest_life.is_some_and(|newest| batch.life < newest) {
             if peer.life.is_none_or(|life| batch.life != life) {
                 let known = peer.newest_life.expect("just compared");
@@ -189,7 +189,7 @@ impl Core {
     }
 
     /// A batch from an address that the topology does not list.
-    fn from_stranger(&mut self, batch: Batch) -> Result<()> {
+    fn hear_stranger(&mut self, batch: Batch) -> Result<()> {
         for message in batch.messages {
             match message {
                 Message::Seek { birth, .. } => self.newcomer(&batch.from, birth),

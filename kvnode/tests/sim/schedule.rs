@@ -63,7 +63,7 @@ impl Faults {
             wipes: kind == 4,
             small_log: seed / 5 % 2 == 1,
             deletes: (seed / 20).is_multiple_of(2),
-            changes: seed % 3 != 0,
+            changes: !seed.is_multiple_of(3),
         }
     }
 }

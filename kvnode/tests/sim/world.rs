@@ -262,11 +262,7 @@ impl World {
                     self.event(node, Event::Client { id, op, tokens });
                 }
             }
-            Step::Admin { node, id, op } => {
-                if self.nodes[node].core.is_some() {
-                    self.event(node, Event::Admin { id, op });
-                }
-            }
+            Step::Admin { node, id, op } if self.is_up(node) => self.event(node, Event::Admin { id, op }),
             Step::Request { from, to, life, batch, original } => self.arrive(from, to, life, &batch, original),
             Step::Answer { from, to, life, batch } if self.lives(from, life) => {
                 self.nodes[from].busy.remove(&to);

@@ -38,11 +38,12 @@ pub enum Proposal {
         shard: ShardId,
         addr: Addr,
     },
-    /// `epoch`: refuse unless the layout is still that one. `absent`: nodes that can't be reached.
+    /// `epoch`: refuse unless the layout is still that one. `present`: nodes that can be reached; who is
+    /// not among them gets no new place, were it only because it was listed a moment ago.
     Reshard {
         count: u32,
         epoch: Option<Epoch>,
-        absent: BTreeSet<NodeId>,
+        present: BTreeSet<NodeId>,
     },
     Abort,
     /// All copies of a job are there.
@@ -116,7 +117,7 @@ impl Topology {
             Proposal::Join { addr, birth } => self.join(addr, *birth),
             Proposal::Remove { addr, dead } => self.remove(addr, *dead),
             Proposal::AddMember { shard, addr } => self.add_member(*shard, addr),
-            Proposal::Reshard { count, epoch, absent } => self.reshard(*count, *epoch, absent),
+            Proposal::Reshard { count, epoch, present } => self.reshard(*count, *epoch, present),
             Proposal::Abort => self.abort(),
             Proposal::Flip { job } => self.flip(*job),
             Proposal::Settled { epoch } => self.settled(*epoch),
@@ -216,12 +217,13 @@ impl Topology {
     ///
     /// # Errors
     /// Why there is none.
-    pub fn plan_reshard(&self, count: u32, absent: &BTreeSet<NodeId>) -> Result<Layout, Refusal> {
-        plan::reshard(&self.layout, &self.spare(), absent, count, self.next_shard).ok_or(Refusal::NotEnoughNodes)
+    pub fn plan_reshard(&self, count: u32, present: &BTreeSet<NodeId>) -> Result<Layout, Refusal> {
+        let absent = self.nodes.keys().copied().filter(|node| !present.contains(node)).collect();
+        plan::reshard(&self.layout, &self.spare(), &absent, count, self.next_shard).ok_or(Refusal::NotEnoughNodes)
     }
 
-    fn reshard(&mut self, count: u32, epoch: Option<Epoch>, absent: &BTreeSet<NodeId>) -> Decision {
-        let target = self.plan_reshard(count, absent)?;
+    fn reshard(&mut self, count: u32, epoch: Option<Epoch>, present: &BTreeSet<NodeId>) -> Decision {
+        let target = self.plan_reshard(count, present)?;
         self.free()?;
         if epoch.is_some_and(|epoch| epoch != self.layout.epoch) {
             return Err(Refusal::EpochMoved(self.layout.epoch));

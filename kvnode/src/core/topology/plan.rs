@@ -125,8 +125,9 @@ pub fn warnings(before: &Layout, after: &Layout) -> Vec<String> {
         let had = before.members(*id).len();
         let survives = |replicas: usize| replicas.saturating_sub(1);
         let weaker = if had == 0 { members.len() < 3 } else { members.len() < had };
-        weaker.then(|| {
-            format!("shard {id} has {} replicas: it survives the loss of {}", members.len(), survives(members.len()))
+        weaker.then(|| match members.len() {
+            1 => format!("shard {id} has one replica: if it is lost, so are the shard's keys"),
+            count => format!("shard {id} has {count} replicas: it survives the loss of {}", survives(count)),
         })
     };
     after.shards.iter().filter_map(fewer).collect()
