@@ -127,6 +127,23 @@ impl Cluster {
         Ok(())
     }
 
+    /// Makes a new node beside the others, of their image.
+    pub async fn add(&self, node: &NodeSpec, interrupt: &Interrupt, progress: &Progress) -> Result<()> {
+        let gone = || {
+            Failure::environment("the cluster's network or all its containers are gone; `kvctl cluster up` repairs it")
+        };
+        let network = self.own_network().await?.ok_or_else(gone)?;
+        let mut image = None;
+        for other in self.spec().node_specs() {
+            image = image.or(self.found(&other, Some(&network)).await?.1);
+        }
+        let image = image.ok_or_else(gone)?;
+        self.check_port(node).await?;
+        interrupt.check()?;
+        progress.step(&format!("starting {}", self.spec().container(node)));
+        self.make_node(node, &network, &image).await
+    }
+
     async fn ensure_image(&self, kvnode: Option<&Path>, progress: &Progress) -> Result<String> {
         let name = &self.spec().image;
         if let Some(build) = image::needed(&self.docker, name, kvnode).await? {
