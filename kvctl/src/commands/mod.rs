@@ -4,15 +4,20 @@ use std::collections::BTreeMap;
 
 use kvnode::client::{Answer, Client};
 
-use crate::args::{Cli, Command, Output, Via};
+use crate::args::{Cli, Command, Output, ShardCommand, Via};
 use crate::error::{Code, Failure, Result};
 use crate::runtime::{NodeState, Runtime};
 use crate::state::{Record, StateDir};
 
+mod add;
 mod cluster;
 mod data;
 mod look;
 mod node;
+mod recover;
+mod reshard;
+mod topology;
+mod wait;
 
 /// What every command needs.
 pub struct Context {
@@ -45,21 +50,52 @@ impl Context {
     /// run come last: a paused one takes connections and answers nothing.
     pub async fn client(&self, via: &Via) -> Result<Client> {
         let (record, runtime) = self.runtime().await?;
-        if let Some(name) = &via.via {
-            return Ok(Client::new(vec![runtime.endpoint(&record.spec.node(name)?)]));
-        }
-        let mut nodes = record.spec.node_specs();
-        let mut start = [0];
-        getrandom::fill(&mut start).map_err(|error| Failure::environment(error.to_string()))?;
-        let length = nodes.len();
-        nodes.rotate_left(usize::from(start[0]) % length);
-        let (mut first, mut last) = (Vec::new(), Vec::new());
-        for node in &nodes {
-            let runs = runtime.state(node).await? == NodeState::Running;
-            if runs { &mut first } else { &mut last }.push(runtime.endpoint(node));
-        }
-        first.append(&mut last);
-        Ok(Client::new(first))
+        client_of(&record, &runtime, via).await
+    }
+}
+
+/// See [`Context::client`].
+pub async fn client_of(record: &Record, runtime: &Runtime, via: &Via) -> Result<Client> {
+    match &via.via {
+        Some(name) => Ok(Client::new(vec![runtime.endpoint(&record.spec.node(name)?)])),
+        None => client_but(record, runtime, None).await,
+    }
+}
+
+/// A client of all nodes that asks the one named `shunned` only where no other answers.
+pub async fn client_but(record: &Record, runtime: &Runtime, shunned: Option<&str>) -> Result<Client> {
+    let mut nodes = record.spec.node_specs();
+    let mut start = [0];
+    getrandom::fill(&mut start).map_err(|error| Failure::environment(error.to_string()))?;
+    let length = nodes.len();
+    nodes.rotate_left(usize::from(start[0]) % length);
+    let (mut first, mut last) = (Vec::new(), Vec::new());
+    for node in &nodes {
+        let wanted = shunned != Some(&node.name) && runtime.state(node).await? == NodeState::Running;
+        if wanted { &mut first } else { &mut last }.push(runtime.endpoint(node));
+    }
+    first.append(&mut last);
+    Ok(Client::new(first))
+}
+
+/// What people call each node, by its address.
+pub struct Names(BTreeMap<String, String>);
+
+impl Names {
+    pub fn of(record: &Record, runtime: &Runtime) -> Self {
+        let nodes = record.spec.node_specs();
+        Self(nodes.into_iter().map(|node| (runtime.address(&node), node.name)).collect())
+    }
+
+    /// The node's name; its address if kvctl did not start it.
+    pub fn name<'a>(&'a self, address: &'a str) -> &'a str {
+        self.0.get(address).map_or(address, String::as_str)
+    }
+
+    /// `alice,bob`; `-` for none.
+    pub fn list(&self, addresses: &[String]) -> String {
+        let names: Vec<&str> = addresses.iter().map(|address| self.name(address)).collect();
+        if names.is_empty() { "-".into() } else { names.join(",") }
     }
 }
 
@@ -88,8 +124,13 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Get { key, data } => data::get(&context, &key, &data).await,
         Command::Delete { key, data } => data::delete(&context, &key, &data).await,
         Command::Keys { prefix, limit, data } => data::keys(&context, &prefix, limit, &data).await,
-        Command::View { via } => look::view(&context, &via).await,
+        Command::View(args) => topology::view(&context, args).await,
+        Command::Shard(ShardCommand::AddMember { shard, address, timeout, via }) => {
+            topology::add_member(&context, &shard, &address, timeout, &via).await
+        }
         Command::Shard(command) => look::shard(&context, command).await,
+        Command::Reshard(args) => reshard::run(&context, args).await,
+        Command::Wait(args) => wait::run(&context, &args).await,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::say;
+use super::{coloured, say};
 
 /// A bar on a terminal, else plain lines, because indicatif draws nothing off a terminal; on standard error either way.
 pub struct Progress {
@@ -18,8 +18,7 @@ pub struct Progress {
 impl Progress {
     pub fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-            let template = if colours {
+            let template = if coloured() {
                 "{spinner:.cyan} [{bar:24.cyan}] {pos}/{len} {wide_msg} {elapsed:.dim}"
             } else {
                 "{spinner} [{bar:24}] {pos}/{len} {wide_msg} {elapsed}"
