@@ -69,13 +69,14 @@ pub async fn client_but(record: &Record, runtime: &Runtime, shunned: Option<&str
     getrandom::fill(&mut start).map_err(|error| Failure::environment(error.to_string()))?;
     let length = nodes.len();
     nodes.rotate_left(usize::from(start[0]) % length);
-    let (mut first, mut last) = (Vec::new(), Vec::new());
+    let mut ranked = Vec::new();
     for node in &nodes {
-        let wanted = shunned != Some(&node.name) && runtime.state(node).await? == NodeState::Running;
-        if wanted { &mut first } else { &mut last }.push(runtime.endpoint(node));
+        let runs = runtime.state(node).await? == NodeState::Running;
+        ranked.push((shunned == Some(&node.name), !runs, runtime.endpoint(node)));
     }
-    first.append(&mut last);
-    Ok(Client::new(first))
+    // Stable: within a rank, the order stays the random one.
+    ranked.sort_by_key(|(shunned, stands, _)| (*shunned, *stands));
+    Ok(Client::new(ranked.into_iter().map(|(_, _, endpoint)| endpoint).collect()))
 }
 
 /// What people call each node, by its address.

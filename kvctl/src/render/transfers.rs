@@ -10,7 +10,7 @@ use super::pace::{Pace, bytes};
 use super::{coloured, say};
 
 /// Off a terminal, a line this often at most.
-const LINE_EVERY: Duration = Duration::from_secs(2);
+const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// What moves from one shard to another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +27,14 @@ pub struct Transfers {
     begun: Instant,
     screen: Option<Screen>,
     paces: BTreeMap<(String, String), Pace>,
-    said: Option<(Instant, String)>,
+    said: Option<Said>,
+}
+
+/// What was said last off a terminal, and when.
+struct Said {
+    at: Instant,
+    now: String,
+    lines: Vec<String>,
 }
 
 struct Screen {
@@ -56,14 +63,21 @@ impl Transfers {
                 screen.now.set_message(now.to_owned());
             }
             None => {
-                let due = self.said.as_ref().is_none_or(|(at, last)| last != now || at.elapsed() >= LINE_EVERY);
-                if due {
+                let lines: Vec<String> = texts.map(|(one, text)| line(one, &text)).collect();
+                if self.said.as_ref().is_none_or(|said| said.is_old(now, &lines)) {
                     say(now);
-                    texts.for_each(|(one, text)| say(&line(one, &text)));
-                    self.said = Some((Instant::now(), now.to_owned()));
+                    lines.iter().for_each(|line| say(line));
+                    self.said = Some(Said { at: Instant::now(), now: now.to_owned(), lines });
                 }
             }
         }
+    }
+}
+
+impl Said {
+    /// Whether there is something new, and it is time to say it.
+    fn is_old(&self, now: &str, lines: &[String]) -> bool {
+        self.now != now || (self.at.elapsed() >= LINE_EVERY && self.lines != lines)
     }
 }
 
