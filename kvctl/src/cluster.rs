@@ -68,7 +68,8 @@ impl Spec {
         if let Some(known) = known.filter(|known| **known != spec) {
             let text = format!(
                 "the cluster '{name}' exists with {} nodes, {} shards, subnet {}/{}, ports from {}, image {}; \
-                 `kvctl cluster down` it first, or make another with --name",
+                 `kvctl node add` and `kvctl reshard` change it; else `kvctl cluster down` it first, or make another \
+                 with --name",
                 known.nodes, known.shards, known.subnet.0, known.subnet.1, known.ports_from, known.image
             );
             return Err(Failure::new(crate::error::Code::Conflict, text));

@@ -117,7 +117,7 @@ fn a_reshard_is_watched_to_its_end_and_gives_a_receipt() {
     let begin = format!(r#"{BEGIN} {{"epoch":1,"shard-count":3}}"#);
     assert_eq!(changes(&mock), [format!(r#"{DRY} {{"shard-count":3}}"#), begin]);
     assert!(said.err.contains("copying\ns1 → s3: 0 of 200 keys, 0 B\ns2 → s3: 0 of 200 keys, 0 B\n"), "{said:?}");
-    assert!(said.err.contains("settling\ns1 → s3: 200 of 200 keys, 4.0 kB, "), "{said:?}");
+    assert!(said.err.contains("settling\ns1 → s3: 200 of 200 keys, 4.0 kB\n"), "{said:?}");
     let receipt: Vec<Vec<&str>> = said.out.lines().skip(5).map(words).collect();
     assert_eq!(receipt[0], ["SHARD", "MEMBERS", "KEYS-BEFORE", "KEYS", "REPLICAS", "DIGEST"]);
     assert_eq!(receipt[1], ["s1", "alice,bob", "301", "200", "equal", "of-s1"]);
@@ -166,6 +166,12 @@ fn an_interrupt_only_detaches() {
     let status = mock.cluster.ok(&["reshard", "status"]);
     assert!(status.starts_with("job 3 (reshard): copying, epoch 2\n"), "{status}");
     assert_eq!(status.lines().nth(2).map(words), Some(vec!["s1", "s3", "carol", "10", "100", "200", "B"]));
+    let json = |arguments: &[&str]| -> Value {
+        serde_json::from_str(&mock.cluster.ok(&[arguments, &["-o", "json"]].concat())).expect("one document")
+    };
+    assert_eq!(json(&["reshard", "status"]), job(&mock, "copying", 10));
+    assert_eq!(json(&["reshard", "abort"]), json!({ "result": "aborted" }));
+    changes(&mock);
     assert_eq!(mock.cluster.ok(&["reshard", "abort"]), "aborted\n");
     assert_eq!(changes(&mock), ["DELETE /shard/reshard null"]);
 }

@@ -76,6 +76,8 @@ fn a_shard_gets_a_member_or_says_why_not() {
     assert_eq!(mock.cluster.ok(&["shard", "add-member", "s1", "erin"]), "node added to shard\n");
     let wanted = format!(r#"PUT /shard/add-member/s1 {{"socket-address":"{}"}}"#, mock.addresses[4]);
     assert_eq!(asked(&mock.changes()), [wanted]);
+    let said = mock.cluster.run(&["shard", "add-member", "s1", &mock.addresses[4], "-o", "json"]);
+    assert_eq!(document(&said)["result"], "node added to shard");
     for (status, code) in [(404, 3), (409, 5), (503, 1)] {
         mock.answer("PUT /shard/add-member/s1", status, json!({ "error": "no" }));
         assert_eq!(mock.cluster.run(&["shard", "add-member", "s1", "erin"]).code, code);
@@ -113,6 +115,8 @@ fn a_node_is_added_and_belongs_to_the_cluster_from_then_on() {
     let said = cluster.run(&["node", "add", "grace"]);
     assert!(said.code == 5 && said.err.contains("node start grace"), "{said:?}");
     assert_eq!(cluster.run(&["node", "add", "../x"]).code, 2);
+    let heidi = document(&cluster.run(&["node", "add", "--timeout", "200ms", "-o", "json"]));
+    assert_eq!(heidi["exit-code"], 6, "the view does not list it: {heidi}");
     assert_eq!(cluster.ok(&["node", "kill", "grace"]), "grace stopped\n");
     assert_eq!(cluster.ok(&["node", "start", "grace"]), "grace running\n");
     let pid = std::fs::read_to_string(cluster.state().join("pids/grace")).expect("it runs");

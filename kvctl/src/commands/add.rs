@@ -38,7 +38,7 @@ pub async fn run(context: &Context, name: Option<&str>, limit: Duration) -> Resu
     let runtime = Runtime::open(&record, &context.state).await?;
     // Known before it is there: whatever happens to this command, `cluster down` finds the node.
     context.state.save(&record)?;
-    let progress = Progress::new();
+    let progress = Progress::waiting();
     let joined = match runtime.add(&node, &interrupt, &progress).await {
         Ok(()) => interrupt.or(joins(&runtime, &node, &others, limit, &progress)).await,
         Err(failure) => Err(failure),

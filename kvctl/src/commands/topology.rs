@@ -13,9 +13,6 @@ use crate::render::{line, say, show};
 use crate::runtime::Runtime;
 use crate::state::Record;
 
-/// Members change at once, or are refused.
-const ADD_TIMEOUT: Duration = Duration::from_secs(10);
-
 pub async fn view(context: &Context, args: ViewArgs) -> Result<()> {
     let via = Via { via: args.via };
     match args.command {
@@ -31,7 +28,7 @@ pub async fn view(context: &Context, args: ViewArgs) -> Result<()> {
 async fn add(context: &Context, address: &str, via: &Via) -> Result<()> {
     let (record, runtime) = context.runtime().await?;
     let body = json!({ "socket-address": address_of(&record, &runtime, address)? });
-    let client = client_of(&record, &runtime, via).await?.patient(ADD_TIMEOUT);
+    let client = client_of(&record, &runtime, via).await?;
     show_result(context, &change(&client, Method::PUT, "/view", Some(&body)).await?);
     Ok(())
 }

@@ -26,7 +26,7 @@ pub async fn run(context: &Context, args: &WaitArgs) -> Result<()> {
     let (record, runtime) = context.runtime().await?;
     let begun = Instant::now();
     let mut observer = Observer::new(&record, &runtime);
-    let progress = Progress::new();
+    let progress = Progress::waiting();
     loop {
         let unmet = args.goal.unmet(&observer.look().await);
         if unmet.is_empty() {

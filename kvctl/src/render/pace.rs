@@ -36,8 +36,11 @@ impl Pace {
         Duration::try_from_secs_f64(seconds).ok()
     }
 
-    /// `1200 keys/s, 8 s left`.
+    /// `1200 keys/s, 8 s left`; nothing once all is done.
     pub fn text(&self, total: u64) -> String {
+        if self.samples.back().is_some_and(|(_, done)| *done >= total) {
+            return String::new();
+        }
         let rate = self.rate().map(|rate| format!("{rate:.0} keys/s"));
         let left = self.left(total).map(|left| format!("{} left", short(left)));
         [rate, left].into_iter().flatten().collect::<Vec<String>>().join(", ")
@@ -85,7 +88,7 @@ mod tests {
             pace.sample(at(second), 1000 + (second - 1) * 10);
         }
         assert_eq!(pace.rate(), Some(10.0), "the fast start is forgotten");
-        assert_eq!(pace.left(1190), Some(at(0)));
+        assert_eq!((pace.left(1190), pace.text(1190).as_str()), (Some(at(0)), ""));
         for second in 21..=30 {
             pace.sample(at(second), 1190);
         }

@@ -16,13 +16,26 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// For work of so many steps.
     pub fn new() -> Self {
+        Self::with(if coloured() {
+            "{spinner:.cyan} [{bar:24.cyan}] {pos}/{len} {wide_msg} {elapsed:.dim}"
+        } else {
+            "{spinner} [{bar:24}] {pos}/{len} {wide_msg} {elapsed}"
+        })
+    }
+
+    /// For waiting, which has no steps.
+    pub fn waiting() -> Self {
+        Self::with(if coloured() {
+            "{spinner:.cyan} {wide_msg} {elapsed:.dim}"
+        } else {
+            "{spinner} {wide_msg} {elapsed}"
+        })
+    }
+
+    fn with(template: &str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let template = if coloured() {
-                "{spinner:.cyan} [{bar:24.cyan}] {pos}/{len} {wide_msg} {elapsed:.dim}"
-            } else {
-                "{spinner} [{bar:24}] {pos}/{len} {wide_msg} {elapsed}"
-            };
             let style = ProgressStyle::with_template(template).expect("the templates are constants");
             let bar = ProgressBar::new(0).with_style(style.progress_chars("=> "));
             bar.enable_steady_tick(Duration::from_millis(100));

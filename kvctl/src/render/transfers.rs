@@ -95,14 +95,14 @@ fn pair(transfer: &Transfer) -> (String, String) {
     (transfer.from.clone(), transfer.to.clone())
 }
 
-/// `45.7 kB, 1200 keys/s, 8 s left`.
+/// `1200 keys/s, 8 s left, 45.7 kB`: what a narrow terminal cuts off comes last.
 fn details(transfer: &Transfer, pace: &Pace) -> String {
     let pace = pace.text(transfer.keys_total);
     let comma = if pace.is_empty() { "" } else { ", " };
-    format!("{}{comma}{pace}", bytes(transfer.bytes))
+    format!("{pace}{comma}{}", bytes(transfer.bytes))
 }
 
-/// `s1 → s3: 123 of 1000 keys, 45.7 kB, 1200 keys/s, 1 s left`.
+/// `s1 → s3: 123 of 1000 keys, 1200 keys/s, 1 s left, 45.7 kB`.
 fn line(transfer: &Transfer, details: &str) -> String {
     let Transfer { from, to, keys, keys_total, .. } = transfer;
     format!("{from} → {to}: {keys} of {keys_total} keys, {details}")
@@ -122,7 +122,7 @@ impl Screen {
     fn draw(&mut self, transfer: &Transfer, details: String) {
         let (all, now) = (&self.all, &self.now);
         let bar = self.bars.entry(pair(transfer)).or_insert_with(|| {
-            let bar = if coloured() { "[{bar:24.cyan}]" } else { "[{bar:24}]" };
+            let bar = if coloured() { "[{bar:16.cyan}]" } else { "[{bar:16}]" };
             let style = ProgressStyle::with_template(&format!("{{prefix}} {bar} {{pos}}/{{len}} keys, {{wide_msg}}"));
             let style = style.expect("the templates are constants").progress_chars("=> ");
             let prefix = format!("{} → {}", transfer.from, transfer.to);
@@ -145,7 +145,7 @@ mod tests {
         assert_eq!(line(&transfer, &details(&transfer, &pace)), "s1 → s3: 1200 of 2400 keys, 45.7 kB");
         pace.sample(Duration::ZERO, 0);
         pace.sample(Duration::from_secs(1), 1200);
-        let said = "s1 → s3: 1200 of 2400 keys, 45.7 kB, 1200 keys/s, 1 s left";
+        let said = "s1 → s3: 1200 of 2400 keys, 1200 keys/s, 1 s left, 45.7 kB";
         assert_eq!(line(&transfer, &details(&transfer, &pace)), said);
     }
 }

@@ -1,7 +1,5 @@
 //! reshard: the plan, the question, the watching, the receipt.
 
-use std::time::Duration;
-
 use kvnode::client::Client;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -21,9 +19,6 @@ mod watch;
 use plan::Planned;
 use watch::Job;
 
-/// A plan asks no more of a node than a look, and a change is begun at once; both may wait for a majority.
-const PLAN_TIMEOUT: Duration = Duration::from_secs(10);
-
 pub async fn run(context: &Context, args: ReshardArgs) -> Result<()> {
     let via = Via { via: args.via.clone() };
     match (&args.command, args.shards) {
@@ -40,7 +35,7 @@ async fn reshard(context: &Context, shards: u32, args: &ReshardArgs, via: &Via) 
         return Err(Failure::usage("with --output json nobody is asked: say --yes, or --dry-run"));
     }
     let (record, runtime) = context.runtime().await?;
-    let client = client_of(&record, &runtime, via).await?.patient(PLAN_TIMEOUT);
+    let client = client_of(&record, &runtime, via).await?;
     let names = Names::of(&record, &runtime);
     let planned = Planned::ask(&client, shards).await?;
     if context.output == Output::Text {
@@ -115,7 +110,7 @@ fn print_job(job: &Job, names: &Names) {
 
 async fn abort(context: &Context, via: &Via) -> Result<()> {
     let (record, runtime) = context.runtime().await?;
-    let client = client_of(&record, &runtime, via).await?.patient(PLAN_TIMEOUT);
+    let client = client_of(&record, &runtime, via).await?;
     show_result(context, &change(&client, Method::DELETE, "/shard/reshard", None).await?);
     Ok(())
 }

@@ -46,12 +46,13 @@ struct ShardReceipt {
 /// Looks until all replicas agree, or no longer than that should take.
 pub async fn take(observer: &mut Observer, planned: &Planned, interrupt: &Interrupt) -> Receipt {
     let begun = Instant::now();
-    let progress = Progress::new();
+    let mut progress = None;
     loop {
         let receipt = receipt(&observer.look().await, &planned.keys);
         if receipt.converged || begun.elapsed() > AGREE_WITHIN || interrupt.check().is_err() {
             return receipt;
         }
+        let progress = progress.get_or_insert_with(Progress::waiting);
         progress.step(&crate::commands::wait::waiting_text(Goal::Converged, &receipt.unmet));
         tokio::time::sleep(LOOK_EVERY).await;
     }
