@@ -2,11 +2,12 @@
 
 mod support;
 
+use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 use support::mock::{Asked, Mock};
-use support::{Said, until};
+use support::{Said, hear, interrupt, until};
 
 /// `PUT /view {…}`.
 fn asked(all: &[Asked]) -> Vec<String> {
@@ -46,6 +47,9 @@ fn members_of_the_view_are_added_and_removed() {
     mock.answer("DELETE /view", 409, json!({ "error": "the last replica of s2" }));
     let said = mock.cluster.run(&["view", "remove", "dave"]);
     assert!(said.code == 5 && said.err.contains("the last replica of s2"), "{said:?}");
+    mock.script(|_| None);
+    let said = mock.cluster.run(&["view", "add", &grace]);
+    assert!(said.code == 10 && said.err.contains("newer kvnode"), "{said:?}");
     mock.answer("PUT /view", 400, json!({ "error": "no address" }));
     assert_eq!(mock.cluster.run(&["view", "add", "x:y:z"]).code, 2);
     assert_eq!(mock.cluster.run(&["view", "add", "nobody"]).code, 3, "it is no address and no node's name");
@@ -137,11 +141,18 @@ fn a_node_that_does_not_join_is_taken_back() {
         cluster.run(&["node", "add", "grace", "--timeout", "300ms"])
     };
     let said = run("/bin/mkdir -p \"$DATA_DIR\"; exec /bin/sleep 100");
-    assert!(said.code == 6 && said.err.contains("not in the view after 300ms"), "{said:?}");
+    assert!(said.code == 6 && said.err.contains("not in the view after 300ms: it does not answer"), "{said:?}");
     assert!(nodes() == 6 && !state().contains("grace") && !cluster.state().join("data/grace").exists());
     let said = run("echo its last words; exit 1");
     assert!(said.code == 1 && said.err.contains("its last words"), "{said:?}");
     assert_eq!(nodes(), 6);
+    let stand_in = cluster.stand_in("/bin/mkdir -p \"$DATA_DIR\"; exec /bin/sleep 100");
+    std::fs::write(cluster.state().join("pids/.kvnode"), stand_in.to_str().expect("text")).expect("written");
+    let mut child = cluster.command(&["node", "add"]).stderr(Stdio::piped()).spawn().expect("it starts");
+    hear(&mut child, "waiting until the others list grace");
+    interrupt(&child);
+    hear(&mut child, "interrupted");
+    assert_eq!((child.wait().expect("it ends").code(), nodes()), (Some(1), 6));
     let _holder = std::net::TcpListener::bind(format!("{}8:8090", mock.prefix)).expect("a free address");
     let said = run("exec /bin/sleep 100");
     assert!(said.code == 10 && said.err.contains("is held by"), "{said:?}");

@@ -12,6 +12,7 @@ use crate::args::Via;
 use crate::cluster::NodeSpec;
 use crate::error::{Code, Failure, Result};
 use crate::interrupt::Interrupt;
+use crate::observe::LOOK_TIMEOUT;
 use crate::render::{Progress, line, say, show};
 use crate::runtime::Runtime;
 
@@ -86,14 +87,21 @@ async fn joins(
         }
         check_alive(runtime, node).await?;
         if begun.elapsed() > limit {
-            let said =
-                view.map_or_else(|error| error.to_string(), |answer| String::from_utf8_lossy(&answer.body).into());
-            let text = format!(
-                "{} ({address}) is not in the view after {limit:?}: {said}; `kvctl cluster status` tells more",
-                node.name
-            );
+            let view = view.map_or_else(|error| error.to_string(), |answer| answer.json()["view"].to_string());
+            let own = own_words(runtime, node).await;
+            let text = format!("{} ({address}) is not in the view after {limit:?}: {own}; the view: {view}", node.name);
             return Err(Failure::new(Code::TimedOut, text));
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// What the node itself says of how far it is.
+async fn own_words(runtime: &Runtime, node: &NodeSpec) -> String {
+    let client = Client::new(vec![runtime.endpoint(node)]);
+    match tokio::time::timeout(LOOK_TIMEOUT, client.look("/ready")).await {
+        Ok(Ok(answer)) if answer.is_success() => "it says that it is ready".into(),
+        Ok(Ok(answer)) => format!("it says '{}'", answer.error()),
+        _ => "it does not answer".into(),
     }
 }

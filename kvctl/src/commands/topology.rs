@@ -91,13 +91,18 @@ pub async fn change(client: &Client, method: Method, path: &str, body: Option<&V
     if answer.is_success() { Ok(answer) } else { Err(with_hint(refused(&answer))) }
 }
 
-/// What is in the way of a change is mostly another change.
+/// What to do about a refusal, where that is known.
 fn with_hint(failure: Failure) -> Failure {
-    if failure.code != Code::Conflict {
-        return failure;
+    if failure.code == Code::Conflict {
+        // What is in the way of a change is mostly another change.
+        let text = format!("{failure}; `kvctl reshard status` shows the change that runs or ran last");
+        return Failure::new(Code::Conflict, text);
     }
-    let text = format!("{failure}; `kvctl reshard status` shows the change that runs or ran last");
-    Failure::new(Code::Conflict, text)
+    let unknown = ["No such path", "The path does not have this method"];
+    if unknown.iter().any(|answer| failure.message.starts_with(answer)) {
+        return Failure::environment(format!("{failure}; this needs nodes of a newer kvnode"));
+    }
+    failure
 }
 
 /// The answer's `result`, as the node said it.

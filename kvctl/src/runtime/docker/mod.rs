@@ -7,8 +7,8 @@ use std::path::Path;
 
 use bollard::Docker;
 use bollard::query_parameters::{
-    KillContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveVolumeOptions,
-    StopContainerOptionsBuilder,
+    KillContainerOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder,
+    RemoveVolumeOptions, StopContainerOptionsBuilder,
 };
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -210,11 +210,19 @@ impl Cluster {
             present(self.docker.remove_network(network.id.as_deref().unwrap_or_default()).await)?;
         }
         if data {
-            for node in self.spec().node_specs() {
-                present(self.docker.remove_volume(&self.spec().volume(&node), None::<RemoveVolumeOptions>).await)?;
+            for volume in self.volumes().await? {
+                present(self.docker.remove_volume(&volume, None::<RemoveVolumeOptions>).await)?;
             }
         }
         Ok(())
+    }
+
+    /// The cluster's volumes, also of nodes that this kvctl does not remember.
+    async fn volumes(&self) -> Result<Vec<String>> {
+        let ours = HashMap::from([("label".to_owned(), vec![format!("{LABEL}={}", self.spec().name)])]);
+        let options = ListVolumesOptionsBuilder::default().filters(&ours).build();
+        let found = self.docker.list_volumes(Some(options)).await?.volumes.unwrap_or_default();
+        Ok(found.into_iter().map(|volume| volume.name).collect())
     }
 
     pub async fn state(&self, node: &NodeSpec) -> Result<NodeState> {
