@@ -7,7 +7,7 @@ use kvnode::client::Client;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::topology::{change, show_result};
+use super::topology::{DECISION_TIMEOUT, change, show_result};
 use super::{Context, Names, refused};
 use crate::args::Via;
 use crate::error::{Failure, Result};
@@ -30,7 +30,7 @@ pub async fn run(context: &Context, via: &Via, unasked: bool) -> Result<()> {
         ));
     };
     let (record, runtime) = context.runtime().await?;
-    let client = Client::new(vec![runtime.endpoint(&record.spec.node(name)?)]);
+    let client = Client::new(vec![runtime.endpoint(&record.spec.node(name)?)]).patient(DECISION_TIMEOUT);
     let split = split(&client).await?;
     say(&what_may_be_lost(name, &split, &Names::of(&record, &runtime)));
     if !unasked {

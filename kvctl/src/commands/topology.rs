@@ -25,10 +25,13 @@ pub async fn view(context: &Context, args: ViewArgs) -> Result<()> {
     }
 }
 
+/// A node may wait for an earlier change to end and then for a majority to decide, each for some seconds, before it answers.
+pub const DECISION_TIMEOUT: Duration = Duration::from_secs(30);
+
 async fn add(context: &Context, address: &str, via: &Via) -> Result<()> {
     let (record, runtime) = context.runtime().await?;
     let body = json!({ "socket-address": address_of(&record, &runtime, address)? });
-    let client = client_of(&record, &runtime, via).await?;
+    let client = client_of(&record, &runtime, via).await?.patient(DECISION_TIMEOUT);
     show_result(context, &change(&client, Method::PUT, "/view", Some(&body)).await?);
     Ok(())
 }

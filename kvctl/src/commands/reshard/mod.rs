@@ -4,7 +4,7 @@ use kvnode::client::Client;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::topology::{change, show_result};
+use super::topology::{DECISION_TIMEOUT, change, show_result};
 use super::{Context, Names, client_of, refused};
 use crate::args::{Output, ReshardArgs, ReshardCommand, Via};
 use crate::error::{Failure, Result};
@@ -35,7 +35,7 @@ async fn reshard(context: &Context, shards: u32, args: &ReshardArgs, via: &Via) 
         return Err(Failure::usage("with --output json nobody is asked: say --yes, or --dry-run"));
     }
     let (record, runtime) = context.runtime().await?;
-    let client = client_of(&record, &runtime, via).await?;
+    let client = client_of(&record, &runtime, via).await?.patient(DECISION_TIMEOUT);
     let names = Names::of(&record, &runtime);
     let planned = Planned::ask(&client, shards).await?;
     if context.output == Output::Text {
@@ -110,7 +110,7 @@ fn print_job(job: &Job, names: &Names) {
 
 async fn abort(context: &Context, via: &Via) -> Result<()> {
     let (record, runtime) = context.runtime().await?;
-    let client = client_of(&record, &runtime, via).await?;
+    let client = client_of(&record, &runtime, via).await?.patient(DECISION_TIMEOUT);
     show_result(context, &change(&client, Method::DELETE, "/shard/reshard", None).await?);
     Ok(())
 }
