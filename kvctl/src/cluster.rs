@@ -32,6 +32,9 @@ pub struct Spec {
     /// Nodes that came later, in this order. They did not form the cluster and know no number of shards.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub added: Vec<NodeSpec>,
+    /// Names of nodes that were taken out of the view: still there, but no longer wanted to run, nor asked for anything.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub removed: BTreeSet<String>,
 }
 
 /// One node of a spec.
@@ -54,6 +57,7 @@ impl Spec {
             ports_from: 8082,
             image: "asg4img".into(),
             added: Vec::new(),
+            removed: BTreeSet::new(),
         };
         let base = known.unwrap_or(&default);
         let spec = Self {
@@ -64,6 +68,7 @@ impl Spec {
             ports_from: args.ports_from.unwrap_or(base.ports_from),
             image: args.image.clone().unwrap_or_else(|| base.image.clone()),
             added: base.added.clone(),
+            removed: base.removed.clone(),
         };
         if let Some(known) = known.filter(|known| **known != spec) {
             let text = format!(
@@ -114,6 +119,11 @@ impl Spec {
         let mut all = self.founders();
         all.extend(self.added.iter().cloned());
         all
+    }
+
+    /// The nodes that are meant to run: all but those taken out of the view.
+    pub fn members(&self) -> Vec<NodeSpec> {
+        self.node_specs().into_iter().filter(|node| !self.removed.contains(&node.name)).collect()
     }
 
     /// The address of the node of this number, counted from 0.
@@ -266,6 +276,9 @@ mod tests {
         }
         assert!(!spec.is_own_view("10.10.0.2:8090", |node| node.ip));
         assert_eq!(Spec::resolve("default", &args(), Some(&spec)).unwrap(), spec, "another up changes nothing");
+        spec.removed.insert("frank".into());
+        assert!(spec.members().iter().all(|node| node.name != "frank") && spec.members().contains(&grace));
+        assert!(spec.node("frank").is_ok(), "it can still be stopped");
         let kept: Spec = serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
         assert_eq!(kept, spec);
     }

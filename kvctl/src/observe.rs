@@ -72,10 +72,10 @@ impl Observer {
             address: runtime.address(&node),
             client: Client::new(vec![runtime.endpoint(&node)]),
         };
-        Self { targets: record.spec.node_specs().into_iter().map(target).collect() }
+        Self { targets: record.spec.members().into_iter().map(target).collect() }
     }
 
-    /// Asks all nodes of the cluster, and members that kvctl did not start at the address that the others know them by.
+    /// Asks all nodes that are meant to run, and members that kvctl did not start at the address that the others know them by.
     pub async fn look(&mut self) -> Vec<Seen> {
         let mut seen = join_all(self.targets.iter().map(look)).await;
         let known: BTreeSet<&str> = self.targets.iter().map(|target| target.address.as_str()).collect();

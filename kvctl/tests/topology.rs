@@ -39,6 +39,12 @@ fn members_of_the_view_are_added_and_removed() {
     }
     let changes = mock.changes();
     assert!(changes.iter().all(|one| one.body["socket-address"] == *mock.addresses[5]), "{changes:?}");
+    let state = || std::fs::read_to_string(mock.cluster.state().join("cluster.json")).expect("a file");
+    assert!(state().contains("removed"));
+    mock.answer("PUT /view", 201, json!({ "result": "added" }));
+    mock.cluster.ok(&["view", "add", "frank"]);
+    assert!(!state().contains("removed"), "it is a member again");
+    mock.answer("DELETE /view", 200, json!({ "result": "deleted", "warning": warning }));
     let document = document(&mock.cluster.run(&["view", "remove", "frank", "-o", "json"]));
     assert_eq!(document, json!({ "result": "deleted", "warning": warning }));
 

@@ -81,7 +81,7 @@ async fn bring_up(
     let runtime = Runtime::open(&record, &context.state).await?;
     context.state.save(&record)?;
     let progress = Progress::new();
-    progress.expect(record.spec.nodes);
+    progress.expect(record.spec.members().len());
     let done = match runtime.up(args.kvnode.as_deref(), interrupt, &progress).await {
         Ok(()) => interrupt.or(wait_ready(&record, &runtime, Duration::from_secs(args.wait), &progress)).await,
         Err(failure) => Err(failure),
@@ -105,7 +105,7 @@ fn new_secret() -> Result<String> {
 async fn wait_ready(record: &Record, runtime: &Runtime, limit: Duration, progress: &Progress) -> Result<()> {
     let deadline = Instant::now() + limit;
     let mut observer = Observer::new(record, runtime);
-    let mut waiting = record.spec.nodes;
+    let mut waiting = record.spec.members().len();
     loop {
         let still = Goal::Ready.unmet(&observer.look().await);
         progress.did(waiting.saturating_sub(still.len()));
@@ -113,7 +113,7 @@ async fn wait_ready(record: &Record, runtime: &Runtime, limit: Duration, progres
         if still.is_empty() {
             return Ok(());
         }
-        for node in record.spec.node_specs().iter().filter(|node| still.iter().any(|unmet| unmet.who == node.name)) {
+        for node in record.spec.members().iter().filter(|node| still.iter().any(|unmet| unmet.who == node.name)) {
             check_alive(runtime, node).await?;
         }
         if Instant::now() > deadline {

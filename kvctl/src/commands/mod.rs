@@ -72,11 +72,17 @@ pub async fn client_but(record: &Record, runtime: &Runtime, shunned: Option<&str
     let mut ranked = Vec::new();
     for node in &nodes {
         let runs = runtime.state(node).await? == NodeState::Running;
-        ranked.push((shunned == Some(&node.name), !runs, runtime.endpoint(node)));
+        let shunned = shunned == Some(&node.name) || record.spec.removed.contains(&node.name);
+        ranked.push((shunned, !runs, runtime.endpoint(node)));
     }
     // Stable: within a rank, the order stays the random one.
     ranked.sort_by_key(|(shunned, stands, _)| (*shunned, *stands));
     Ok(Client::new(ranked.into_iter().map(|(_, _, endpoint)| endpoint).collect()))
+}
+
+/// The punctuation after a word.
+fn tail(word: &str) -> &str {
+    &word[word.trim_end_matches([',', ';', ':']).len()..]
 }
 
 /// What people call each node, by its address.
@@ -91,6 +97,12 @@ impl Names {
     /// The node's name; its address if kvctl did not start it.
     pub fn name<'a>(&'a self, address: &'a str) -> &'a str {
         self.0.get(address).map_or(address, String::as_str)
+    }
+
+    /// What a node says, with names in place of the addresses in it.
+    pub fn said(&self, text: &str) -> String {
+        let word = |word: &str| self.name(word.trim_end_matches([',', ';', ':'])).to_owned() + tail(word);
+        text.split(' ').map(word).collect::<Vec<String>>().join(" ")
     }
 
     /// `alice,bob`; `-` for none.
@@ -138,4 +150,17 @@ pub async fn run(cli: Cli) -> Result<()> {
 /// `{"name": value}` for answers that are one thing.
 pub fn object(name: &str, value: impl serde::Serialize) -> BTreeMap<String, serde_json::Value> {
     [(name.to_owned(), serde_json::to_value(value).unwrap_or_default())].into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nodes_say_of_addresses_is_told_with_names() {
+        let names = Names([("10.10.0.4:8090".to_owned(), "carol".to_owned())].into());
+        assert_eq!(names.said("10.10.0.4:8090, 10.10.0.9:8090 to copy: x"), "carol, 10.10.0.9:8090 to copy: x");
+        assert_eq!(names.list(&["10.10.0.4:8090".into(), "x:1".into()]), "carol,x:1");
+        assert_eq!(names.list(&[]), "-");
+    }
 }

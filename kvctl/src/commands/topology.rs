@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Context, client_of, look, recover, refused};
 use crate::args::{Via, ViewArgs, ViewCommand};
+use crate::cluster::NodeSpec;
 use crate::error::{Code, Failure, Result};
 use crate::render::{line, say, show};
 use crate::runtime::Runtime;
@@ -29,18 +30,25 @@ pub async fn view(context: &Context, args: ViewArgs) -> Result<()> {
 pub const DECISION_TIMEOUT: Duration = Duration::from_secs(30);
 
 async fn add(context: &Context, address: &str, via: &Via) -> Result<()> {
-    let (record, runtime) = context.runtime().await?;
-    let body = json!({ "socket-address": address_of(&record, &runtime, address)? });
+    let _lock = context.state.lock()?;
+    let (mut record, runtime) = context.runtime().await?;
+    let address = address_of(&record, &runtime, address)?;
     let client = client_of(&record, &runtime, via).await?.patient(DECISION_TIMEOUT);
-    show_result(context, &change(&client, Method::PUT, "/view", Some(&body)).await?);
+    let answer = change(&client, Method::PUT, "/view", Some(&json!({ "socket-address": address }))).await?;
+    let known = node_at(&record, &runtime, &address);
+    if known.is_some_and(|node| record.spec.removed.remove(&node.name)) {
+        context.state.save(&record)?;
+    }
+    show_result(context, &answer);
     Ok(())
 }
 
 async fn remove(context: &Context, address: &str, limit: Duration, via: &Via) -> Result<()> {
-    let (record, runtime) = context.runtime().await?;
+    let _lock = context.state.lock()?;
+    let (mut record, runtime) = context.runtime().await?;
     let address = address_of(&record, &runtime, address)?;
     // One that leaves may be gone before it has answered: the others are asked.
-    let leaving = record.spec.node_specs().into_iter().find(|node| runtime.address(node) == address);
+    let leaving = node_at(&record, &runtime, &address);
     let client = match &leaving {
         Some(leaving) if via.via.is_none() => super::client_but(&record, &runtime, Some(&leaving.name)).await?,
         _ => client_of(&record, &runtime, via).await?,
@@ -52,12 +60,17 @@ async fn remove(context: &Context, address: &str, limit: Duration, via: &Via) ->
         say(&format!("warning: {warning}"));
     }
     if let Some(node) = leaving {
-        say(&format!(
-            "`kvctl node stop {}` ends its process; a start, or `kvctl cluster up`, lets it join again",
-            node.name
-        ));
+        let name = &node.name;
+        say(&format!("`kvctl node stop {name}` ends its process; `kvctl view add {name}` makes it a member again"));
+        record.spec.removed.insert(node.name);
+        context.state.save(&record)?;
     }
     Ok(())
+}
+
+/// The node that kvctl knows at an address.
+fn node_at(record: &Record, runtime: &Runtime, address: &str) -> Option<NodeSpec> {
+    record.spec.node_specs().into_iter().find(|node| runtime.address(node) == address)
 }
 
 pub async fn add_member(context: &Context, shard: &str, address: &str, limit: Duration, via: &Via) -> Result<()> {

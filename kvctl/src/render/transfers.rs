@@ -50,8 +50,8 @@ impl Transfers {
         Self { begun: Instant::now(), screen, paces: BTreeMap::new(), said: None }
     }
 
-    /// How far all are, and in a word what happens.
-    pub fn show(&mut self, transfers: &[Transfer], now: &str) {
+    /// How far all are; in a word what happens, and what for it waits.
+    pub fn show(&mut self, transfers: &[Transfer], now: &str, waits_for: &[String]) {
         let time = self.begun.elapsed();
         for one in transfers {
             self.paces.entry(pair(one)).or_default().sample(time, one.keys);
@@ -60,12 +60,13 @@ impl Transfers {
         match &mut self.screen {
             Some(screen) => {
                 texts.for_each(|(one, text)| screen.draw(one, text));
-                screen.now.set_message(now.to_owned());
+                screen.now.set_message(sentence(now, waits_for));
             }
             None => {
-                let lines: Vec<String> = texts.map(|(one, text)| line(one, &text)).collect();
+                let first = sentence(now, waits_for);
+                let all = texts.map(|(one, text)| line(one, &text));
+                let lines: Vec<String> = std::iter::once(first).chain(all).collect();
                 if self.said.as_ref().is_none_or(|said| said.is_old(now, &lines)) {
-                    say(now);
                     lines.iter().for_each(|line| say(line));
                     self.said = Some(Said { at: Instant::now(), now: now.to_owned(), lines });
                 }
@@ -89,6 +90,11 @@ impl Drop for Transfers {
             screen.now.finish_and_clear();
         }
     }
+}
+
+/// `copying; waits for carol`.
+fn sentence(now: &str, waits_for: &[String]) -> String {
+    if waits_for.is_empty() { now.to_owned() } else { format!("{now}; waits for {}", waits_for.join(", ")) }
 }
 
 fn pair(transfer: &Transfer) -> (String, String) {
@@ -147,5 +153,6 @@ mod tests {
         pace.sample(Duration::from_secs(1), 1200);
         let said = "s1 → s3: 1200 of 2400 keys, 1200 keys/s, 1 s left, 45.7 kB";
         assert_eq!(line(&transfer, &details(&transfer, &pace)), said);
+        assert_eq!(sentence("copying", &["carol".into(), "dave".into()]), "copying; waits for carol, dave");
     }
 }

@@ -97,7 +97,7 @@ impl Cluster {
             let found = Found { state: self.state(&node), place: Place::Right };
             (node, found)
         };
-        let steps = plan(self.record.spec.node_specs().into_iter().map(found).collect());
+        let steps = plan(self.record.spec.members().into_iter().map(found).collect());
         for (node, _) in steps.iter().filter(|(_, act)| *act != Act::Unpause) {
             check_address(node)?;
         }

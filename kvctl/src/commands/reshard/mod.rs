@@ -63,7 +63,7 @@ async fn reshard(context: &Context, shards: u32, args: &ReshardArgs, via: &Via) 
         });
         return Ok(());
     }
-    let done = watch::until_done(&client, job, &interrupt).await?;
+    let done = watch::until_done(&client, job, &names, &interrupt).await?;
     let receipt = receipt::take(&mut Observer::new(&record, &runtime), &planned, &interrupt).await;
     let document =
         json!({ "job": job, "phase": done.phase, "epoch": done.epoch, "plan": planned.document(), "receipt": receipt });
@@ -105,7 +105,7 @@ fn print_job(job: &Job, names: &Names) {
         };
         table(&["FROM", "TO", "NODE", "KEYS", "OF", "MOVED"], job.moves.iter().map(row).collect());
     }
-    job.waiting_for.iter().for_each(|what| line(&format!("waits for: {what}")));
+    job.waiting_for.iter().for_each(|what| line(&format!("waits for: {}", names.said(what))));
 }
 
 async fn abort(context: &Context, via: &Via) -> Result<()> {

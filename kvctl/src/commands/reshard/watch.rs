@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use kvnode::client::{Answer, Client};
 use serde::Deserialize;
 
+use crate::commands::Names;
 use crate::error::{Code, Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::render::{Transfer, Transfers};
@@ -82,14 +83,6 @@ impl Job {
         }
         sums.into_values().collect()
     }
-
-    /// `copying; waits for carol`.
-    fn text(&self) -> String {
-        match self.waiting_for.as_slice() {
-            [] => self.phase.clone(),
-            what => format!("{}; waits for {}", self.phase, what.join(", ")),
-        }
-    }
 }
 
 /// `job 3`.
@@ -98,7 +91,7 @@ pub fn called(job: Option<u64>) -> String {
 }
 
 /// Shows how far the change is until it is done. A node that gave it no number has done it already.
-pub async fn until_done(client: &Client, job: Option<u64>, interrupt: &Interrupt) -> Result<Job> {
+pub async fn until_done(client: &Client, job: Option<u64>, names: &Names, interrupt: &Interrupt) -> Result<Job> {
     let Some(number) = job else { return Ok(Job { phase: "done".into(), ..Job::default() }) };
     let mut screen = Transfers::new();
     let mut heard = Instant::now();
@@ -112,7 +105,8 @@ pub async fn until_done(client: &Client, job: Option<u64>, interrupt: &Interrupt
             (Ok(job), News::Done) => return Ok(job),
             (Ok(job), News::Runs) => {
                 heard = Instant::now();
-                screen.show(&job.transfers(), &job.text());
+                let waits_for: Vec<String> = job.waiting_for.iter().map(|what| names.said(what)).collect();
+                screen.show(&job.transfers(), &job.phase, &waits_for);
             }
             (_, News::Aborted) => {
                 let text = format!("job {number} was aborted; the shards are as they were");
@@ -200,7 +194,5 @@ mod tests {
             bytes: 10 * keys,
         };
         assert_eq!(job.transfers(), [sum("s1", 6, 200), sum("s2", 3, 100)]);
-        let waits = Job { waiting_for: vec!["carol".into()], ..job };
-        assert_eq!(waits.text(), "copying; waits for carol");
     }
 }

@@ -88,7 +88,7 @@ impl Cluster {
     pub async fn up(&self, kvnode: Option<&Path>, interrupt: &Interrupt, progress: &Progress) -> Result<()> {
         let network = self.own_network().await?;
         let (mut found, mut image) = (Vec::new(), None);
-        for node in self.spec().node_specs() {
+        for node in self.spec().members() {
             let (state, of) = self.found(&node, network.as_deref()).await?;
             found.push((node, state));
             image = image.or(of);
