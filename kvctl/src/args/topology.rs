@@ -37,7 +37,7 @@ pub enum ViewCommand {
         timeout: Duration,
     },
     /// Last resort, when most nodes are gone for good: the one named with --via goes on with those it reaches. Writes that
-    /// only the others have are lost
+    /// only the others have may be lost
     Recover {
         /// Don't ask
         #[arg(long)]

@@ -1,5 +1,5 @@
-//! view recover: most nodes are gone for good, and one goes on with those it reaches. What only the others have is lost, so
-//! it is asked twice.
+//! view recover: most nodes are gone for good, and one goes on with those it reaches. What only the others have may be lost,
+//! so it is asked twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -84,13 +84,13 @@ fn what_may_be_lost(name: &str, split: &Split, names: &Names) -> String {
     let mut lines = vec![
         format!("{name} goes on with:    {}", names.list(&split.stays)),
         format!("and leaves behind: {}", names.list(&split.left_behind)),
-        "Writes that only those have are lost, also such as clients were told were done; clients that have seen them see \
-         older values again. What those nodes still take from now on is lost, too: stop them first."
+        "Writes that only those have may be lost, also such as clients were told were done; clients that have seen them then \
+         see older values again. So may be what those decided last about view and shards. Stop first those that still run."
             .to_owned(),
     ];
     if !split.lost_shards.is_empty() {
         let shards = split.lost_shards.join(", ");
-        lines.push(format!("No replica of {shards} stays: ALL KEYS of {shards} are lost."));
+        lines.push(format!("No replica of {shards} stays: ALL KEYS of {shards} are lost, unless one comes back with its data."));
     }
     lines.join("\n")
 }
