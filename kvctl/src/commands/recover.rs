@@ -90,7 +90,9 @@ fn what_may_be_lost(name: &str, split: &Split, names: &Names) -> String {
     ];
     if !split.lost_shards.is_empty() {
         let shards = split.lost_shards.join(", ");
-        lines.push(format!("No replica of {shards} stays: ALL KEYS of {shards} are lost, unless one comes back with its data."));
+        lines.push(format!(
+            "No replica of {shards} stays: ALL KEYS of {shards} are lost, unless one comes back with its data."
+        ));
     }
     lines.join("\n")
 }
