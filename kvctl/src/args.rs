@@ -1,8 +1,13 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+mod topology;
+
+pub use topology::{ReshardArgs, ReshardCommand, ShardCommand, ViewArgs, ViewCommand, WaitArgs};
 
 /// Starts, stops, inspects and talks to a cluster of kvnode.
 #[derive(Parser, Debug)]
@@ -29,7 +34,7 @@ pub enum Command {
     /// Bring a cluster up, take it down, look at it
     #[command(subcommand)]
     Cluster(ClusterCommand),
-    /// Stop, start, kill, pause and unpause single nodes
+    /// Add a node; stop, start, kill, pause and unpause single nodes
     #[command(subcommand)]
     Node(NodeCommand),
     /// Write a key. VALUE is JSON; what is no JSON is taken as a string
@@ -66,14 +71,15 @@ pub enum Command {
         #[command(flatten)]
         data: DataArgs,
     },
-    /// List the members that a node can reach now
-    View {
-        #[command(flatten)]
-        via: Via,
-    },
-    /// Look at the shards
+    /// List the members that a node can reach now; add and remove members
+    View(ViewArgs),
+    /// Look at the shards; add members to one
     #[command(subcommand)]
     Shard(ShardCommand),
+    /// Change the number of shards: shows the plan, asks, and watches until every shard serves
+    Reshard(ReshardArgs),
+    /// Wait until the cluster is as it is meant to be
+    Wait(WaitArgs),
 }
 
 #[derive(Args, Debug, Clone, Default)]
@@ -159,6 +165,14 @@ pub enum RuntimeArg {
 
 #[derive(Subcommand, Debug)]
 pub enum NodeCommand {
+    /// Start one node more, at the next free address; it joins the cluster, in no shard yet
+    Add {
+        /// Its name [default: the next of alice, bob, carol, …]
+        node: Option<String>,
+        /// How long to wait until the others list it, such as 30s or 2m
+        #[arg(long, value_name = "TIME", value_parser = topology::time, default_value = "60s")]
+        timeout: Duration,
+    },
     /// Ask it to leave (SIGTERM): it hands over what its peers lack
     Stop { node: String },
     /// Start it again
@@ -169,24 +183,4 @@ pub enum NodeCommand {
     Pause { node: String },
     /// Unfreeze it
     Unpause { node: String },
-}
-
-#[derive(Subcommand, Debug)]
-pub enum ShardCommand {
-    /// List the shards
-    Ids(Via),
-    /// List a shard's members
-    Members {
-        shard: String,
-        #[command(flatten)]
-        via: Via,
-    },
-    /// Count a shard's keys
-    KeyCount {
-        shard: String,
-        #[command(flatten)]
-        via: Via,
-    },
-    /// Tell a node's shard
-    Node { node: String },
 }

@@ -1,5 +1,6 @@
-//! What a cluster is: its nodes' names and addresses, derived from a few numbers. Pure.
+//! What a cluster is: its nodes' names and addresses, derived from a few numbers, and the nodes added since. Pure.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ const NAMES: [&str; 26] = [
     "zoe",
 ];
 
-/// What `cluster up` was asked for.
+/// What `cluster up` was asked for, and what `node add` added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     pub name: String,
@@ -28,10 +29,16 @@ pub struct Spec {
     pub subnet: (Ipv4Addr, u8),
     pub ports_from: u16,
     pub image: String,
+    /// Nodes that came later, in this order. They did not form the cluster and know no number of shards.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub added: Vec<NodeSpec>,
+    /// Names of nodes that were taken out of the view: still there, but no longer wanted to run, nor asked for anything.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub removed: BTreeSet<String>,
 }
 
 /// One node of a spec.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSpec {
     pub name: String,
     pub ip: Ipv4Addr,
@@ -49,6 +56,8 @@ impl Spec {
             subnet: (Ipv4Addr::new(10, 10, 0, 0), 16),
             ports_from: 8082,
             image: "asg4img".into(),
+            added: Vec::new(),
+            removed: BTreeSet::new(),
         };
         let base = known.unwrap_or(&default);
         let spec = Self {
@@ -58,11 +67,14 @@ impl Spec {
             subnet: args.subnet.as_deref().map_or(Ok(base.subnet), parse_subnet)?,
             ports_from: args.ports_from.unwrap_or(base.ports_from),
             image: args.image.clone().unwrap_or_else(|| base.image.clone()),
+            added: base.added.clone(),
+            removed: base.removed.clone(),
         };
         if let Some(known) = known.filter(|known| **known != spec) {
             let text = format!(
                 "the cluster '{name}' exists with {} nodes, {} shards, subnet {}/{}, ports from {}, image {}; \
-                 `kvctl cluster down` it first, or make another with --name",
+                 `kvctl node add` and `kvctl reshard` change it; else `kvctl cluster down` it first, or make another \
+                 with --name",
                 known.nodes, known.shards, known.subnet.0, known.subnet.1, known.ports_from, known.image
             );
             return Err(Failure::new(crate::error::Code::Conflict, text));
@@ -92,14 +104,64 @@ impl Spec {
         Ok(())
     }
 
-    /// The nodes in order: fixed names, addresses from the third of the subnet on.
-    pub fn node_specs(&self) -> Vec<NodeSpec> {
+    /// The nodes that form the cluster, in order: fixed names, addresses from the third of the subnet on.
+    fn founders(&self) -> Vec<NodeSpec> {
         let node = |index: usize| NodeSpec {
             name: NAMES[index].to_owned(),
-            ip: Ipv4Addr::from(u32::from(self.subnet.0) + 2 + index as u32),
+            ip: self.ip(index as u32),
             port: self.ports_from + index as u16,
         };
         (0..self.nodes).map(node).collect()
+    }
+
+    /// All nodes: the founders, then those that were added.
+    pub fn node_specs(&self) -> Vec<NodeSpec> {
+        let mut all = self.founders();
+        all.extend(self.added.iter().cloned());
+        all
+    }
+
+    /// The nodes that are meant to run: all but those taken out of the view.
+    pub fn members(&self) -> Vec<NodeSpec> {
+        self.node_specs().into_iter().filter(|node| !self.removed.contains(&node.name)).collect()
+    }
+
+    /// The address of the node of this number, counted from 0.
+    fn ip(&self, index: u32) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.subnet.0) + 2 + index)
+    }
+
+    /// SHARD_COUNT of a node. One that was added learns from the others how many shards there are.
+    pub fn shard_count(&self, node: &NodeSpec) -> Option<u32> {
+        (!self.added.contains(node)).then_some(self.shards)
+    }
+
+    /// One node more: the next address that neither a node nor anything in `taken` has, and the port that goes with it.
+    ///
+    /// # Errors
+    /// If the name is none or is taken, or the network or the ports are used up.
+    pub fn next_node(&self, name: Option<&str>, taken: &BTreeSet<Ipv4Addr>) -> Result<NodeSpec> {
+        let nodes = self.node_specs();
+        let named = |name: &str| nodes.iter().any(|node| node.name == name);
+        let free = || NAMES.iter().copied().find(|name| !named(name));
+        let name = name.or_else(free).ok_or_else(|| Failure::usage("all names are used up: say one"))?;
+        if !crate::state::is_name(name) {
+            return Err(Failure::usage(format!("'{name}' is no node name: {}", crate::state::NAME_RULE)));
+        }
+        if named(name) {
+            let text =
+                format!("there is a node '{name}' already; `kvctl node start {name}` starts it if it does not run");
+            return Err(Failure::new(crate::error::Code::Conflict, text));
+        }
+        // Not the network's own address, not the gateway's, not the one for broadcasts.
+        let hosts = (1_u32 << (32 - u32::from(self.subnet.1))) - 3;
+        let held = |ip: Ipv4Addr| taken.contains(&ip) || nodes.iter().any(|node| node.ip == ip);
+        let index = (0..hosts).find(|&index| !held(self.ip(index))).ok_or_else(|| {
+            Failure::environment(format!("the network {}/{} has no free address", self.subnet.0, self.subnet.1))
+        })?;
+        let port = u32::from(self.ports_from) + index;
+        let port = u16::try_from(port).map_err(|_| Failure::environment("the ports after --ports-from are used up"))?;
+        Ok(NodeSpec { name: name.to_owned(), ip: self.ip(index), port })
     }
 
     /// # Errors
@@ -131,6 +193,13 @@ impl Spec {
     pub fn view(&self, ip: impl Fn(&NodeSpec) -> Ipv4Addr) -> String {
         let all: Vec<String> = self.node_specs().iter().map(|node| format!("{}:{NODE_PORT}", ip(node))).collect();
         all.join(",")
+    }
+
+    /// Whether a node that was made with this VIEW is of this cluster. Nodes may have been added since.
+    pub fn is_own_view(&self, view: &str, ip: impl Fn(&NodeSpec) -> Ipv4Addr) -> bool {
+        let founders = self.founders();
+        let mut addresses = view.split(',');
+        founders.iter().all(|node| addresses.next() == Some(&format!("{}:{NODE_PORT}", ip(node))))
     }
 }
 
@@ -190,6 +259,41 @@ mod tests {
             change(&mut args);
             assert_eq!(Spec::resolve("default", &args, None).unwrap_err().code, crate::error::Code::Usage, "{args:?}");
         }
+    }
+
+    #[test]
+    fn the_seventh_node_is_grace_and_the_cluster_stays_the_same() {
+        let mut spec = Spec::resolve("default", &args(), None).unwrap();
+        let view = spec.view(|node| node.ip);
+        let grace = spec.next_node(None, &BTreeSet::new()).unwrap();
+        assert_eq!((grace.name.as_str(), grace.ip.to_string().as_str(), grace.port), ("grace", "10.10.0.8", 8088));
+        spec.added.push(grace.clone());
+        assert_eq!(spec.node("grace").unwrap(), grace);
+        assert_eq!((spec.shard_count(&grace), spec.shard_count(&spec.node("bob").unwrap())), (None, Some(2)));
+        assert_eq!(spec.view(|node| node.ip), format!("{view},10.10.0.8:8090"));
+        for own in [&view, &spec.view(|node| node.ip)] {
+            assert!(spec.is_own_view(own, |node| node.ip), "{own}");
+        }
+        assert!(!spec.is_own_view("10.10.0.2:8090", |node| node.ip));
+        assert_eq!(Spec::resolve("default", &args(), Some(&spec)).unwrap(), spec, "another up changes nothing");
+        spec.removed.insert("frank".into());
+        assert!(spec.members().iter().all(|node| node.name != "frank") && spec.members().contains(&grace));
+        assert!(spec.node("frank").is_ok(), "it can still be stopped");
+        let kept: Spec = serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
+        assert_eq!(kept, spec);
+    }
+
+    #[test]
+    fn a_node_is_added_at_a_free_address_or_not_at_all() {
+        let spec = Spec::resolve("default", &args(), None).unwrap();
+        let taken = BTreeSet::from(["10.10.0.8".parse().unwrap()]);
+        let node = spec.next_node(Some("x1"), &taken).unwrap();
+        assert_eq!((node.name.as_str(), node.ip.to_string().as_str(), node.port), ("x1", "10.10.0.9", 8089));
+        let code = |name: &str| spec.next_node(Some(name), &taken).unwrap_err().code;
+        assert_eq!(code("bob"), crate::error::Code::Conflict);
+        assert_eq!((code("../x"), code("")), (crate::error::Code::Usage, crate::error::Code::Usage));
+        let full = Spec { subnet: (Ipv4Addr::new(10, 10, 0, 0), 29), nodes: 5, ..spec };
+        assert_eq!(full.next_node(None, &BTreeSet::new()).unwrap_err().code, crate::error::Code::Environment);
     }
 
     #[test]

@@ -35,6 +35,16 @@ pub struct Record {
 #[derive(Clone, Debug)]
 pub struct StateDir(PathBuf);
 
+/// What [`is_name`] asks of a name, for people.
+pub const NAME_RULE: &str = "up to 40 letters, digits, - and _, such as 'blue'";
+
+/// Whether this can be the name of a cluster or a node: also of a file, and part of a container's name.
+pub fn is_name(name: &str) -> bool {
+    name.len() <= 40
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+}
+
 fn io(what: &Path, error: &std::io::Error) -> Failure {
     Failure::environment(format!("{}: {error}", what.display()))
 }
@@ -42,13 +52,8 @@ fn io(what: &Path, error: &std::io::Error) -> Failure {
 impl StateDir {
     /// The folder of the cluster `name`; it is made when something is first kept in it.
     pub fn of(name: &str) -> Result<Self> {
-        let valid = !name.is_empty()
-            && name.len() <= 40
-            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
-        if !valid {
-            let text = format!("'{name}' is no cluster name: up to 40 letters, digits, - and _, such as 'blue'");
-            return Err(Failure::usage(text));
+        if !is_name(name) {
+            return Err(Failure::usage(format!("'{name}' is no cluster name: {NAME_RULE}")));
         }
         let base = etcetera::choose_base_strategy().map_err(|error| Failure::environment(error.to_string()))?;
         let state = base.state_dir().unwrap_or_else(|| base.data_dir());

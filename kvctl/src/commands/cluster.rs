@@ -1,6 +1,5 @@
 //! cluster up, down, status, logs.
 
-use std::io::{BufRead, IsTerminal};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -12,8 +11,10 @@ use super::Context;
 use crate::args::{ClusterCommand, Output, UpArgs};
 use crate::cluster::{NodeSpec, Spec};
 use crate::error::{Code, Failure, Result};
+use crate::goal::Goal;
 use crate::interrupt::Interrupt;
-use crate::render::{Progress, line, prompt, show, table, write_out};
+use crate::observe::{LOOK_TIMEOUT, Observer};
+use crate::render::{Progress, confirm, line, show, table, write_out};
 use crate::runtime::{self, NodeState, Runtime};
 use crate::state::{Record, RuntimeKind};
 
@@ -28,8 +29,6 @@ pub async fn run(context: &Context, command: ClusterCommand) -> Result<()> {
 
 /// Lines of its log that are shown when a node ends by itself.
 const LAST_LINES: usize = 20;
-/// A node that does not answer a look within this is said not to.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
 async fn logs(context: &Context, name: &str, follow: bool) -> Result<()> {
     let (record, runtime) = context.runtime().await?;
@@ -82,7 +81,7 @@ async fn bring_up(
     let runtime = Runtime::open(&record, &context.state).await?;
     context.state.save(&record)?;
     let progress = Progress::new();
-    progress.expect(record.spec.nodes);
+    progress.expect(record.spec.members().len());
     let done = match runtime.up(args.kvnode.as_deref(), interrupt, &progress).await {
         Ok(()) => interrupt.or(wait_ready(&record, &runtime, Duration::from_secs(args.wait), &progress)).await,
         Err(failure) => Err(failure),
@@ -102,36 +101,31 @@ fn new_secret() -> Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Waits until every node serves.
+/// Waits until every node that has something to serve serves.
 async fn wait_ready(record: &Record, runtime: &Runtime, limit: Duration, progress: &Progress) -> Result<()> {
     let deadline = Instant::now() + limit;
-    let mut waiting = record.spec.node_specs();
+    let mut observer = Observer::new(record, runtime);
+    let mut waiting = record.spec.members().len();
     loop {
-        let reasons = join_all(waiting.iter().map(|node| not_ready(runtime, node))).await;
-        let before = waiting.len();
-        let still: Vec<(NodeSpec, String)> =
-            waiting.into_iter().zip(reasons).filter_map(|(node, reason)| Some((node, reason?))).collect();
-        progress.did(before - still.len());
+        let still = Goal::Ready.unmet(&observer.look().await);
+        progress.did(waiting.saturating_sub(still.len()));
+        waiting = waiting.min(still.len());
         if still.is_empty() {
             return Ok(());
         }
-        for (node, _) in &still {
+        for node in record.spec.members().iter().filter(|node| still.iter().any(|unmet| unmet.who == node.name)) {
             check_alive(runtime, node).await?;
         }
         if Instant::now() > deadline {
-            let reasons: Vec<String> = still.iter().map(|(node, reason)| format!("{}: {reason}", node.name)).collect();
-            let text = format!("not all nodes are ready after {limit:?}\n  {}", reasons.join("\n  "));
-            return Err(Failure::new(Code::TimedOut, text));
+            return Err(super::wait::timed_out("not all nodes are ready", limit, &still));
         }
-        let names: Vec<&str> = still.iter().map(|(node, _)| node.name.as_str()).collect();
-        progress.step(&format!("waiting until ready: {}", names.join(", ")));
-        waiting = still.into_iter().map(|(node, _)| node).collect();
+        progress.step(&super::wait::waiting_text(Goal::Ready, &still));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
 /// A node that has ended will not become ready: its last words say why.
-async fn check_alive(runtime: &Runtime, node: &NodeSpec) -> Result<()> {
+pub async fn check_alive(runtime: &Runtime, node: &NodeSpec) -> Result<()> {
     let state = runtime.state(node).await?;
     if !matches!(state, NodeState::Stopped | NodeState::Missing) {
         return Ok(());
@@ -142,23 +136,13 @@ async fn check_alive(runtime: &Runtime, node: &NodeSpec) -> Result<()> {
     Err(Failure::new(Code::Failed, format!("{} ended by itself; the end of its log:\n  {last}", node.name)))
 }
 
-/// Why a node does not serve, if it does not.
-async fn not_ready(runtime: &Runtime, node: &NodeSpec) -> Option<String> {
-    let client = Client::new(vec![runtime.endpoint(node)]);
-    match tokio::time::timeout(LOOK_TIMEOUT, client.look("/ready")).await {
-        Ok(Ok(answer)) if answer.is_success() => None,
-        Ok(Ok(answer)) => Some(answer.error()),
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some(format!("no answer within {LOOK_TIMEOUT:?}")),
-    }
-}
-
 async fn down(context: &Context, yes: bool, keep_data: bool) -> Result<()> {
     context.record()?;
     let _lock = context.state.lock()?;
     let (record, runtime) = context.runtime().await?;
-    if !yes && !keep_data && !confirmed(&context.name)? {
-        return Err(Failure::new(Code::Failed, "nothing was changed"));
+    if !yes && !keep_data {
+        let question = format!("Delete cluster '{}' and all its data? [y/N] ", context.name);
+        confirm(&question, "this deletes the cluster's data; say --yes, or --keep-data")?;
     }
     runtime.down(!keep_data).await?;
     if !keep_data || record.runtime == RuntimeKind::Local {
@@ -169,16 +153,6 @@ async fn down(context: &Context, yes: bool, keep_data: bool) -> Result<()> {
         line(&format!("cluster '{}' is {kept}", context.name))
     });
     Ok(())
-}
-
-fn confirmed(name: &str) -> Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::usage("this deletes the cluster's data; say --yes, or --keep-data"));
-    }
-    prompt(&format!("Delete cluster '{name}' and all its data? [y/N] "));
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).map_err(|error| Failure::environment(error.to_string()))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 #[derive(Serialize)]

@@ -35,6 +35,7 @@ pub async fn shard(context: &Context, command: ShardCommand) -> Result<()> {
         ShardCommand::KeyCount { shard, via } => {
             look(context, &via, &path("key-count", &shard), "shard-key-count").await
         }
+        ShardCommand::AddMember { .. } => unreachable!("it changes something, and is not for here"),
         ShardCommand::Node { node } => {
             look(context, &Via { via: Some(node) }, "/shard/node-shard-id", "node-shard-id").await
         }

@@ -4,15 +4,20 @@ use std::collections::BTreeMap;
 
 use kvnode::client::{Answer, Client};
 
-use crate::args::{Cli, Command, Output, Via};
+use crate::args::{Cli, Command, Output, ShardCommand, Via};
 use crate::error::{Code, Failure, Result};
 use crate::runtime::{NodeState, Runtime};
 use crate::state::{Record, StateDir};
 
+mod add;
 mod cluster;
 mod data;
 mod look;
 mod node;
+mod recover;
+mod reshard;
+mod topology;
+mod wait;
 
 /// What every command needs.
 pub struct Context {
@@ -45,21 +50,65 @@ impl Context {
     /// run come last: a paused one takes connections and answers nothing.
     pub async fn client(&self, via: &Via) -> Result<Client> {
         let (record, runtime) = self.runtime().await?;
-        if let Some(name) = &via.via {
-            return Ok(Client::new(vec![runtime.endpoint(&record.spec.node(name)?)]));
-        }
-        let mut nodes = record.spec.node_specs();
-        let mut start = [0];
-        getrandom::fill(&mut start).map_err(|error| Failure::environment(error.to_string()))?;
-        let length = nodes.len();
-        nodes.rotate_left(usize::from(start[0]) % length);
-        let (mut first, mut last) = (Vec::new(), Vec::new());
-        for node in &nodes {
-            let runs = runtime.state(node).await? == NodeState::Running;
-            if runs { &mut first } else { &mut last }.push(runtime.endpoint(node));
-        }
-        first.append(&mut last);
-        Ok(Client::new(first))
+        client_of(&record, &runtime, via).await
+    }
+}
+
+/// See [`Context::client`].
+pub async fn client_of(record: &Record, runtime: &Runtime, via: &Via) -> Result<Client> {
+    match &via.via {
+        Some(name) => Ok(Client::new(vec![runtime.endpoint(&record.spec.node(name)?)])),
+        None => client_but(record, runtime, None).await,
+    }
+}
+
+/// A client of all nodes that asks the one named `shunned` only where no other answers.
+pub async fn client_but(record: &Record, runtime: &Runtime, shunned: Option<&str>) -> Result<Client> {
+    let mut nodes = record.spec.node_specs();
+    let mut start = [0];
+    getrandom::fill(&mut start).map_err(|error| Failure::environment(error.to_string()))?;
+    let length = nodes.len();
+    nodes.rotate_left(usize::from(start[0]) % length);
+    let mut ranked = Vec::new();
+    for node in &nodes {
+        let runs = runtime.state(node).await? == NodeState::Running;
+        let shunned = shunned == Some(&node.name) || record.spec.removed.contains(&node.name);
+        ranked.push((shunned, !runs, runtime.endpoint(node)));
+    }
+    // Stable: within a rank, the order stays the random one.
+    ranked.sort_by_key(|(shunned, stands, _)| (*shunned, *stands));
+    Ok(Client::new(ranked.into_iter().map(|(_, _, endpoint)| endpoint).collect()))
+}
+
+/// The punctuation after a word.
+fn tail(word: &str) -> &str {
+    &word[word.trim_end_matches([',', ';', ':']).len()..]
+}
+
+/// What people call each node, by its address.
+pub struct Names(BTreeMap<String, String>);
+
+impl Names {
+    pub fn of(record: &Record, runtime: &Runtime) -> Self {
+        let nodes = record.spec.node_specs();
+        Self(nodes.into_iter().map(|node| (runtime.address(&node), node.name)).collect())
+    }
+
+    /// The node's name; its address if kvctl did not start it.
+    pub fn name<'a>(&'a self, address: &'a str) -> &'a str {
+        self.0.get(address).map_or(address, String::as_str)
+    }
+
+    /// What a node says, with names in place of the addresses in it.
+    pub fn said(&self, text: &str) -> String {
+        let word = |word: &str| self.name(word.trim_end_matches([',', ';', ':'])).to_owned() + tail(word);
+        text.split(' ').map(word).collect::<Vec<String>>().join(" ")
+    }
+
+    /// `alice,bob`; `-` for none.
+    pub fn list(&self, addresses: &[String]) -> String {
+        let names: Vec<&str> = addresses.iter().map(|address| self.name(address)).collect();
+        if names.is_empty() { "-".into() } else { names.join(",") }
     }
 }
 
@@ -88,12 +137,30 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Get { key, data } => data::get(&context, &key, &data).await,
         Command::Delete { key, data } => data::delete(&context, &key, &data).await,
         Command::Keys { prefix, limit, data } => data::keys(&context, &prefix, limit, &data).await,
-        Command::View { via } => look::view(&context, &via).await,
+        Command::View(args) => topology::view(&context, args).await,
+        Command::Shard(ShardCommand::AddMember { shard, address, timeout, via }) => {
+            topology::add_member(&context, &shard, &address, timeout, &via).await
+        }
         Command::Shard(command) => look::shard(&context, command).await,
+        Command::Reshard(args) => reshard::run(&context, args).await,
+        Command::Wait(args) => wait::run(&context, &args).await,
     }
 }
 
 /// `{"name": value}` for answers that are one thing.
 pub fn object(name: &str, value: impl serde::Serialize) -> BTreeMap<String, serde_json::Value> {
     [(name.to_owned(), serde_json::to_value(value).unwrap_or_default())].into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nodes_say_of_addresses_is_told_with_names() {
+        let names = Names([("10.10.0.4:8090".to_owned(), "carol".to_owned())].into());
+        assert_eq!(names.said("10.10.0.4:8090, 10.10.0.9:8090 to copy: x"), "carol, 10.10.0.9:8090 to copy: x");
+        assert_eq!(names.list(&["10.10.0.4:8090".into(), "x:1".into()]), "carol,x:1");
+        assert_eq!(names.list(&[]), "-");
+    }
 }

@@ -1,4 +1,4 @@
-//! Stop, start, kill, pause and unpause single nodes.
+//! Stop, start, kill, pause and unpause single nodes; `add` is a matter of its own.
 
 use serde::Serialize;
 
@@ -16,6 +16,7 @@ struct Done {
 
 pub async fn run(context: &Context, command: NodeCommand) -> Result<()> {
     let (name, action) = match command {
+        NodeCommand::Add { node, timeout } => return super::add::run(context, node.as_deref(), timeout).await,
         NodeCommand::Stop { node } => (node, NodeAction::Stop),
         NodeCommand::Start { node } => (node, NodeAction::Start),
         NodeCommand::Kill { node } => (node, NodeAction::Kill),

@@ -8,9 +8,15 @@ use serde::Serialize;
 use crate::args::Output;
 use crate::error::{Code, Failure};
 
+mod ask;
+mod pace;
 mod progress;
+mod transfers;
 
+pub use ask::{confirm, confirm_twice};
+pub use pace::bytes;
 pub use progress::Progress;
+pub use transfers::{Transfer, Transfers};
 
 /// Writes data. A reader that has gone away ends the command quietly; data that can't be written (a full disk) is a failure.
 pub fn write_out(bytes: &[u8]) {
@@ -49,13 +55,18 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>) {
     line(&text.join("\n"));
 }
 
+/// Whether people want colours.
+fn coloured() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 /// A line for people. Nobody may be listening; that is no reason to fail.
 pub fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// A question, answered on the same line.
-pub fn prompt(text: &str) {
+fn prompt(text: &str) {
     let mut err = std::io::stderr();
     let _ = write!(err, "{text}").and_then(|()| err.flush());
 }

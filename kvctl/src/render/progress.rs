@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::say;
+use super::{coloured, say};
 
 /// A bar on a terminal, else plain lines, because indicatif draws nothing off a terminal; on standard error either way.
 pub struct Progress {
@@ -16,14 +16,26 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// For work of so many steps.
     pub fn new() -> Self {
+        Self::with(if coloured() {
+            "{spinner:.cyan} [{bar:24.cyan}] {pos}/{len} {wide_msg} {elapsed:.dim}"
+        } else {
+            "{spinner} [{bar:24}] {pos}/{len} {wide_msg} {elapsed}"
+        })
+    }
+
+    /// For waiting, which has no steps.
+    pub fn waiting() -> Self {
+        Self::with(if coloured() {
+            "{spinner:.cyan} {wide_msg} {elapsed:.dim}"
+        } else {
+            "{spinner} {wide_msg} {elapsed}"
+        })
+    }
+
+    fn with(template: &str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-            let template = if colours {
-                "{spinner:.cyan} [{bar:24.cyan}] {pos}/{len} {wide_msg} {elapsed:.dim}"
-            } else {
-                "{spinner} [{bar:24}] {pos}/{len} {wide_msg} {elapsed}"
-            };
             let style = ProgressStyle::with_template(template).expect("the templates are constants");
             let bar = ProgressBar::new(0).with_style(style.progress_chars("=> "));
             bar.enable_steady_tick(Duration::from_millis(100));

@@ -30,6 +30,8 @@ pub struct Cluster {
     state: StateDir,
     /// Nodes that this command started.
     started: RefCell<Vec<NodeSpec>>,
+    /// Those of them that had no data before.
+    new: RefCell<Vec<NodeSpec>>,
 }
 
 fn fail(what: &Path, error: &std::io::Error) -> Failure {
@@ -44,9 +46,16 @@ fn process(pid: i32) -> Option<(String, char)> {
     Some((fields.get(19)?.to_string(), fields.first()?.chars().next()?))
 }
 
+/// An error that names who holds the address which a node is to have.
+fn check_address(node: &NodeSpec) -> Result<()> {
+    let address = SocketAddr::from((local_ip(node), NODE_PORT));
+    let Some(holder) = ports::holder(address) else { return Ok(()) };
+    Err(Failure::environment(format!("{address}, which {} needs, is held by {holder}", node.name)))
+}
+
 impl Cluster {
     pub fn new(record: Record, state: StateDir) -> Self {
-        Self { record, state, started: RefCell::new(Vec::new()) }
+        Self { record, state, started: RefCell::default(), new: RefCell::default() }
     }
 
     fn pid_path(&self, node: &NodeSpec) -> PathBuf {
@@ -55,6 +64,10 @@ impl Cluster {
 
     fn log_path(&self, node: &NodeSpec) -> PathBuf {
         self.state.path().join("logs").join(&node.name)
+    }
+
+    fn data_path(&self, node: &NodeSpec) -> PathBuf {
+        self.state.path().join("data").join(&node.name)
     }
 
     /// The binary that the cluster runs, kept so that a node can be started again.
@@ -74,7 +87,7 @@ impl Cluster {
         match self.pid(node) {
             Some((_, 'T' | 't')) => NodeState::Paused,
             Some(_) => NodeState::Running,
-            None if self.state.path().join("data").join(&node.name).exists() => NodeState::Stopped,
+            None if self.data_path(node).exists() => NodeState::Stopped,
             None => NodeState::Missing,
         }
     }
@@ -84,12 +97,9 @@ impl Cluster {
             let found = Found { state: self.state(&node), place: Place::Right };
             (node, found)
         };
-        let steps = plan(self.record.spec.node_specs().into_iter().map(found).collect());
+        let steps = plan(self.record.spec.members().into_iter().map(found).collect());
         for (node, _) in steps.iter().filter(|(_, act)| *act != Act::Unpause) {
-            let address = SocketAddr::from((local_ip(node), NODE_PORT));
-            if let Some(holder) = ports::holder(address) {
-                return Err(Failure::environment(format!("{address}, which {} needs, is held by {holder}", node.name)));
-            }
+            check_address(node)?;
         }
         self.state.make("pids")?;
         let binary = fs::canonicalize(kvnode).map_err(|error| fail(kvnode, &error))?;
@@ -109,6 +119,18 @@ impl Cluster {
         Ok(())
     }
 
+    /// Starts a new node, of the binary that the others run.
+    pub fn add(&self, node: &NodeSpec, progress: &Progress) -> Result<()> {
+        check_address(node)?;
+        if self.state(node) == NodeState::Missing {
+            self.new.borrow_mut().push(node.clone());
+        }
+        progress.step(&format!("starting {}", node.name));
+        self.start(node)?;
+        self.started.borrow_mut().push(node.clone());
+        Ok(())
+    }
+
     fn start(&self, node: &NodeSpec) -> Result<()> {
         let (data, logs) = (self.state.make("data")?.join(&node.name), self.state.make("logs")?);
         self.state.make("pids")?;
@@ -118,12 +140,15 @@ impl Cluster {
         let binary = fs::read_to_string(self.binary_path()).map_err(|error| fail(&self.binary_path(), &error))?;
         let spec = &self.record.spec;
         let address = format!("{}:{NODE_PORT}", local_ip(node));
-        let mut child = Command::new(&binary)
-            .env_clear()
+        let mut command = Command::new(&binary);
+        command.env_clear();
+        if let Some(shards) = spec.shard_count(node) {
+            command.env("SHARD_COUNT", shards.to_string());
+        }
+        let mut child = command
             .env("SOCKET_ADDRESS", &address)
             .env("LISTEN_ADDRESS", &address)
             .env("VIEW", spec.view(local_ip))
-            .env("SHARD_COUNT", spec.shards.to_string())
             .env("DATA_DIR", &data)
             .env("CLUSTER_SECRET", &self.record.secret)
             .current_dir("/")
@@ -154,6 +179,11 @@ impl Cluster {
         for node in &started {
             let _ = self.ends(node).await;
             let _ = fs::remove_file(self.pid_path(node));
+        }
+        for node in self.new.borrow_mut().drain(..) {
+            // What can't be removed is not there.
+            let _ = fs::remove_dir_all(self.data_path(&node));
+            let _ = fs::remove_file(self.log_path(&node));
         }
     }
 

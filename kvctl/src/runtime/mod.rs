@@ -1,5 +1,6 @@
 //! Where nodes run. Both runtimes do the same things, so every command works the same on both.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
@@ -100,6 +101,22 @@ impl Runtime {
                 })?;
                 cluster.up(&kvnode, progress)
             }
+        }
+    }
+
+    /// Starts one node more, as the others were, and touches no other. Whether it stays is said by `settle` or `undo`.
+    pub async fn add(&self, node: &NodeSpec, interrupt: &Interrupt, progress: &Progress) -> Result<()> {
+        match self {
+            Self::Docker(cluster) => cluster.add(node, interrupt, progress).await,
+            Self::Local(cluster) => cluster.add(node, progress),
+        }
+    }
+
+    /// Addresses of the cluster's network that something has, be it of this cluster or not.
+    pub async fn taken(&self) -> Result<BTreeSet<Ipv4Addr>> {
+        match self {
+            Self::Docker(cluster) => cluster.taken().await,
+            Self::Local(_) => Ok(BTreeSet::new()),
         }
     }
 

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use kvnode::client::{Answer, Client, Session};
 use serde_json::Value;
 
+pub mod mock;
+
 /// One cluster under test; it is taken down when dropped.
 pub struct Cluster {
     pub name: String,

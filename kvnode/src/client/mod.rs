@@ -104,6 +104,8 @@ pub struct Client {
     http: reqwest::Client,
     /// `HOST:PORT`, in the order in which they are tried.
     nodes: Vec<String>,
+    /// How long a write waits for its answer.
+    write_timeout: Duration,
 }
 
 impl Client {
@@ -112,7 +114,13 @@ impl Client {
     pub fn new(nodes: Vec<String>) -> Self {
         let builder = reqwest::Client::builder().no_proxy().tcp_nodelay(true);
         let http = builder.connect_timeout(CONNECT_TIMEOUT).timeout(ANSWER_TIMEOUT).build();
-        Self { http: http.expect("plain HTTP needs nothing that can be missing"), nodes }
+        let http = http.expect("plain HTTP needs nothing that can be missing");
+        Self { http, nodes, write_timeout: ANSWER_TIMEOUT }
+    }
+
+    /// Waits so long for the answer to a write: changes of the topology are answered when they are done.
+    pub fn patient(self, write_timeout: Duration) -> Self {
+        Self { write_timeout, ..self }
     }
 
     /// Sends a request to the first node that listens; a read to the first that answers it. The session's context goes along
@@ -132,7 +140,11 @@ impl Client {
         let mut last = None;
         for (index, node) in self.nodes.iter().enumerate() {
             let may_go_on = read_until.is_some_and(|end| Instant::now() < end) && index + 1 < self.nodes.len();
-            let limit = if may_go_on { NEXT_NODE_AFTER } else { ANSWER_TIMEOUT };
+            let limit = match read_until {
+                Some(_) if may_go_on => NEXT_NODE_AFTER,
+                Some(_) => ANSWER_TIMEOUT,
+                None => self.write_timeout,
+            };
             let mut request = self.http.request(method.clone(), format!("http://{node}{path}")).timeout(limit);
             if let Some(metadata) = &session.metadata {
                 request = request.header(METADATA_HEADER, metadata);

@@ -15,6 +15,8 @@ enum Does {
     Answer(u16, &'static str),
     /// Reads the request and closes the connection.
     BreakOff,
+    /// Reads the request and keeps the connection.
+    StaySilent,
 }
 
 /// Its address, and how many requests it got.
@@ -24,6 +26,7 @@ async fn node(does: Does) -> (String, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let counter = count.clone();
     tokio::spawn(async move {
+        let mut kept = Vec::new();
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut request = [0; 4096];
             let length = stream.read(&mut request).await.unwrap_or(0);
@@ -34,6 +37,9 @@ async fn node(does: Does) -> (String, Arc<AtomicUsize>) {
                     format!("HTTP/1.1 {status} X\r\nX-Causal-Metadata: T2\r\nContent-Length: {}\r\n", body.len());
                 let text = format!("{head}Connection: close\r\n\r\n{body}");
                 stream.write_all(text.as_bytes()).await.expect("the client reads");
+            }
+            if matches!(does, Does::StaySilent) {
+                kept.push(stream);
             }
         }
     });
@@ -69,6 +75,13 @@ async fn a_write_that_may_have_arrived_is_not_sent_again() {
     assert!(matches!(put, Err(Error::Broken(_))), "{put:?}");
     let put = Client::new(vec![busy, good]).put("x", &one(), &mut Session::default()).await.expect("an answer");
     assert_eq!((put.status, count.load(Ordering::SeqCst)), (503, 0));
+}
+
+#[tokio::test]
+async fn a_write_waits_as_long_as_it_is_told() {
+    let (silent, _) = node(Does::StaySilent).await;
+    let client = Client::new(vec![silent.clone()]).patient(std::time::Duration::from_millis(50));
+    assert_eq!(client.put("x", &one(), &mut Session::default()).await.unwrap_err(), Error::TimedOut(silent));
 }
 
 #[tokio::test]

@@ -57,7 +57,7 @@ impl Cluster {
         let labels = container.config.as_ref().and_then(|config| config.labels.as_ref());
         let whose = if !self.is_own(labels) {
             "was not made by kvctl"
-        } else if variable(&container, "VIEW").as_deref() != Some(&self.spec().view(|node| node.ip)) {
+        } else if !variable(&container, "VIEW").is_some_and(|view| self.spec().is_own_view(&view, |node| node.ip)) {
             "is of another cluster with this name, which this kvctl does not remember"
         } else {
             return Ok(Some(container));
@@ -124,16 +124,17 @@ impl Cluster {
         let binding = PortBinding { host_ip: Some("127.0.0.1".into()), host_port: Some(node.port.to_string()) };
         let address = EndpointIpamConfig { ipv4_address: Some(node.ip.to_string()), ..EndpointIpamConfig::default() };
         let endpoint = EndpointSettings { ipam_config: Some(address), ..EndpointSettings::default() };
+        let mut env = vec![
+            format!("SOCKET_ADDRESS={}:{NODE_PORT}", node.ip),
+            format!("VIEW={}", self.spec().view(|node| node.ip)),
+            format!("CLUSTER_SECRET={}", self.record.secret),
+            "DATA_DIR=/data".into(),
+        ];
+        env.extend(self.spec().shard_count(node).map(|shards| format!("SHARD_COUNT={shards}")));
         ContainerCreateBody {
             image: Some(image.to_owned()),
             hostname: Some(node.name.clone()),
-            env: Some(vec![
-                format!("SOCKET_ADDRESS={}:{NODE_PORT}", node.ip),
-                format!("VIEW={}", self.spec().view(|node| node.ip)),
-                format!("SHARD_COUNT={}", self.spec().shards),
-                format!("CLUSTER_SECRET={}", self.record.secret),
-                "DATA_DIR=/data".into(),
-            ]),
+            env: Some(env),
             labels: Some(self.labels()),
             exposed_ports: Some(vec![port_name()]),
             host_config: Some(HostConfig {

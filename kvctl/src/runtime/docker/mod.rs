@@ -7,8 +7,8 @@ use std::path::Path;
 
 use bollard::Docker;
 use bollard::query_parameters::{
-    KillContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveVolumeOptions,
-    StopContainerOptionsBuilder,
+    KillContainerOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder,
+    RemoveVolumeOptions, StopContainerOptionsBuilder,
 };
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -88,7 +88,7 @@ impl Cluster {
     pub async fn up(&self, kvnode: Option<&Path>, interrupt: &Interrupt, progress: &Progress) -> Result<()> {
         let network = self.own_network().await?;
         let (mut found, mut image) = (Vec::new(), None);
-        for node in self.spec().node_specs() {
+        for node in self.spec().members() {
             let (state, of) = self.found(&node, network.as_deref()).await?;
             found.push((node, state));
             image = image.or(of);
@@ -125,6 +125,23 @@ impl Cluster {
             progress.did(1);
         }
         Ok(())
+    }
+
+    /// Makes a new node beside the others, of their image.
+    pub async fn add(&self, node: &NodeSpec, interrupt: &Interrupt, progress: &Progress) -> Result<()> {
+        let gone = || {
+            Failure::environment("the cluster's network or all its containers are gone; `kvctl cluster up` repairs it")
+        };
+        let network = self.own_network().await?.ok_or_else(gone)?;
+        let mut image = None;
+        for other in self.spec().node_specs() {
+            image = image.or(self.found(&other, Some(&network)).await?.1);
+        }
+        let image = image.ok_or_else(gone)?;
+        self.check_port(node).await?;
+        interrupt.check()?;
+        progress.step(&format!("starting {}", self.spec().container(node)));
+        self.make_node(node, &network, &image).await
     }
 
     async fn ensure_image(&self, kvnode: Option<&Path>, progress: &Progress) -> Result<String> {
@@ -193,11 +210,19 @@ impl Cluster {
             present(self.docker.remove_network(network.id.as_deref().unwrap_or_default()).await)?;
         }
         if data {
-            for node in self.spec().node_specs() {
-                present(self.docker.remove_volume(&self.spec().volume(&node), None::<RemoveVolumeOptions>).await)?;
+            for volume in self.volumes().await? {
+                present(self.docker.remove_volume(&volume, None::<RemoveVolumeOptions>).await)?;
             }
         }
         Ok(())
+    }
+
+    /// The cluster's volumes, also of nodes that this kvctl does not remember.
+    async fn volumes(&self) -> Result<Vec<String>> {
+        let ours = HashMap::from([("label".to_owned(), vec![format!("{LABEL}={}", self.spec().name)])]);
+        let options = ListVolumesOptionsBuilder::default().filters(&ours).build();
+        let found = self.docker.list_volumes(Some(options)).await?.volumes.unwrap_or_default();
+        Ok(found.into_iter().map(|volume| volume.name).collect())
     }
 
     pub async fn state(&self, node: &NodeSpec) -> Result<NodeState> {

@@ -1,5 +1,6 @@
 //! A cluster's network. Docker allows two networks of one name: ours is known by its label, and used by its id.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use bollard::models::{Ipam, IpamConfig, Network, NetworkCreateRequest};
@@ -17,6 +18,15 @@ impl Cluster {
     pub(super) async fn own_network(&self) -> Result<Option<String>> {
         let networks = self.networks().await?;
         Ok(networks.into_iter().find(|network| self.is_own(network.labels.as_ref())).and_then(|network| network.id))
+    }
+
+    /// Addresses that containers on the cluster's network have, whoever made them.
+    pub async fn taken(&self) -> Result<BTreeSet<Ipv4Addr>> {
+        let Some(network) = self.own_network().await? else { return Ok(BTreeSet::new()) };
+        let network = self.docker.inspect_network(&network, None).await?;
+        let containers = network.containers.unwrap_or_default();
+        let address = |with_bits: String| with_bits.split('/').next()?.parse().ok();
+        Ok(containers.into_values().filter_map(|one| one.ipv4_address.and_then(address)).collect())
     }
 
     /// An error that names the network which has addresses of ours.

@@ -1,0 +1,116 @@
+//! reshard: the plan, the question, the watching, the receipt.
+
+use kvnode::client::Client;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::topology::{DECISION_TIMEOUT, change, show_result};
+use super::{Context, Names, client_of, refused};
+use crate::args::{Output, ReshardArgs, ReshardCommand, Via};
+use crate::error::{Failure, Result};
+use crate::interrupt::Interrupt;
+use crate::observe::Observer;
+use crate::render::{bytes, confirm, line, say, show, table};
+
+mod plan;
+mod receipt;
+mod watch;
+
+use plan::Planned;
+use watch::Job;
+
+pub async fn run(context: &Context, args: ReshardArgs) -> Result<()> {
+    let via = Via { via: args.via.clone() };
+    match (&args.command, args.shards) {
+        (Some(_), Some(_)) => Err(Failure::usage("a number of shards, or status, or abort: choose one")),
+        (Some(ReshardCommand::Status), None) => status(context, &via).await,
+        (Some(ReshardCommand::Abort), None) => abort(context, &via).await,
+        (None, Some(shards)) => reshard(context, shards, &args, &via).await,
+        (None, None) => Err(Failure::usage("say how many shards there are to be")),
+    }
+}
+
+async fn reshard(context: &Context, shards: u32, args: &ReshardArgs, via: &Via) -> Result<()> {
+    if context.output == Output::Json && !args.yes && !args.dry_run {
+        return Err(Failure::usage("with --output json nobody is asked: say --yes, or --dry-run"));
+    }
+    let (record, runtime) = context.runtime().await?;
+    let client = client_of(&record, &runtime, via).await?.patient(DECISION_TIMEOUT);
+    let names = Names::of(&record, &runtime);
+    let planned = Planned::ask(&client, shards).await?;
+    if context.output == Output::Text {
+        planned.print(&names);
+    }
+    planned.warnings.iter().for_each(|warning| say(&format!("warning: {warning}")));
+    if args.dry_run {
+        show(context.output, &planned.document(), || {});
+        return Ok(());
+    }
+    if planned.changes_nothing() {
+        show(context.output, &planned.document(), || line("nothing to do"));
+        return Ok(());
+    }
+    if !args.yes {
+        let question = format!("Reshard to {shards} {}? [y/N] ", if shards == 1 { "shard" } else { "shards" });
+        confirm(&question, "this moves keys between nodes; say --yes, or --dry-run to see how")?;
+    }
+    let interrupt = Interrupt::listen()?;
+    let job = begin(&client, shards, planned.epoch).await?;
+    if args.no_wait {
+        let document = json!({ "job": job, "plan": planned.document() });
+        show(context.output, &document, || {
+            line(&format!("{} begun; `kvctl reshard status` shows how far it is", watch::called(job)))
+        });
+        return Ok(());
+    }
+    let done = watch::until_done(&client, job, &names, &interrupt).await?;
+    let receipt = receipt::take(&mut Observer::new(&record, &runtime), &planned, &interrupt).await;
+    let document =
+        json!({ "job": job, "phase": done.phase, "epoch": done.epoch, "plan": planned.document(), "receipt": receipt });
+    show(context.output, &document, || receipt.print(&names));
+    receipt.warn();
+    Ok(())
+}
+
+/// Begins the change; its number, if the node gave one.
+async fn begin(client: &Client, shards: u32, epoch: u64) -> Result<Option<u64>> {
+    let body = json!({ "shard-count": shards, "epoch": epoch });
+    let answer = change(client, Method::PUT, "/shard/reshard?wait=false", Some(&body)).await?;
+    Ok(answer.json().get("job").and_then(Value::as_u64))
+}
+
+async fn status(context: &Context, via: &Via) -> Result<()> {
+    let (record, runtime) = context.runtime().await?;
+    let answer = client_of(&record, &runtime, via).await?.look("/shard/reshard").await?;
+    if !answer.is_success() {
+        return Err(refused(&answer));
+    }
+    let job = Job::of(&answer)?;
+    show(context.output, &answer.json(), || print_job(&job, &Names::of(&record, &runtime)));
+    Ok(())
+}
+
+fn print_job(job: &Job, names: &Names) {
+    if job.job.is_none() {
+        return line("no change has run yet");
+    }
+    let kind = job.kind.as_deref().unwrap_or("change");
+    let epoch = job.epoch.map(|epoch| format!(", epoch {epoch}")).unwrap_or_default();
+    line(&format!("{} ({kind}): {}{epoch}", watch::called(job.job), job.phase));
+    if !job.moves.is_empty() {
+        let row = |one: &watch::Move| {
+            let keys = [one.keys, one.keys_total].map(|count| count.to_string());
+            let [keys, total] = keys;
+            vec![one.from.clone(), one.to.clone(), names.name(&one.node).to_owned(), keys, total, bytes(one.bytes)]
+        };
+        table(&["FROM", "TO", "NODE", "KEYS", "OF", "MOVED"], job.moves.iter().map(row).collect());
+    }
+    job.waiting_for.iter().for_each(|what| line(&format!("waits for: {}", names.said(what))));
+}
+
+async fn abort(context: &Context, via: &Via) -> Result<()> {
+    let (record, runtime) = context.runtime().await?;
+    let client = client_of(&record, &runtime, via).await?.patient(DECISION_TIMEOUT);
+    show_result(context, &change(&client, Method::DELETE, "/shard/reshard", None).await?);
+    Ok(())
+}
