@@ -9,5 +9,7 @@ mod keys;
 mod races;
 mod restarts;
 mod routes;
+mod soak;
 mod startup;
 mod support;
+mod unknown;

@@ -128,8 +128,13 @@ impl Cluster {
         }
     }
 
+    /// The process's id.
+    pub fn process(&self, node: usize) -> u32 {
+        self.nodes[node].child.as_ref().expect("the node runs").id()
+    }
+
     pub fn signal(&self, node: usize, signal: &str) {
-        let id = self.nodes[node].child.as_ref().expect("the node runs").id().to_string();
+        let id = self.process(node).to_string();
         assert!(Command::new("kill").arg(format!("-{signal}")).arg(id).status().unwrap().success());
     }
 
