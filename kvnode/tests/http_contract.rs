@@ -188,7 +188,8 @@ fn unknown_paths_and_methods() {
         ("OPTIONS", "/kvs/x", "GET, HEAD, PUT, DELETE"),
         ("MADEUP", "/kvs/x", "GET, HEAD, PUT, DELETE"),
         ("PUT", "/kvs", "GET, HEAD"),
-        ("POST", "/view", "GET, HEAD"),
+        ("POST", "/view", "GET, HEAD, PUT, DELETE"),
+        ("GET", "/shard/add-member/s1", "PUT"),
         ("DELETE", "/shard/ids", "GET, HEAD"),
         ("GET", "/peer/v1", "POST"),
     ] {
