@@ -15,6 +15,8 @@ const TURN_MS: u64 = 8_000;
 const AGAIN_MS: u64 = 300;
 /// How long a node that was just listed may take to be reached before it can't be given data.
 const PRESENT_MS: u64 = 2_000;
+/// How long the news that a node was listed may take to get here.
+const LISTED_MS: u64 = 300;
 /// Requests of operators at one node at a time.
 const OPEN_MAX: usize = 64;
 
@@ -96,11 +98,18 @@ impl Core {
         Ok(())
     }
 
-    /// Whether the node that is to get data is there. One that has just been listed is given a moment.
-    fn is_there(&self, op: &AdminOp) -> bool {
-        let AdminOp::AddMember { addr, .. } = op else { return true };
+    /// How long a request waits for the node that is to get data; `None`: it is there. Asking the log for a node that can't
+    /// be reached would begin a change that can't end.
+    fn awaits(&self, op: &AdminOp) -> Option<u64> {
+        let AdminOp::AddMember { addr, .. } = op else { return None };
         let listed = self.topology.as_ref().is_some_and(|topology| topology.node_at(addr).is_some());
-        !listed || *addr == self.settings.me || self.peers.get(addr).is_some_and(|peer| self.is_in_view(peer))
+        let there = *addr == self.settings.me || self.peers.get(addr).is_some_and(|peer| self.is_in_view(peer));
+        match (listed, there) {
+            (true, true) => None,
+            (true, false) => Some(PRESENT_MS),
+            // It may have been listed a moment ago, at another node.
+            (false, _) => Some(LISTED_MS),
+        }
     }
 
     fn decided(&mut self, id: u64, answer: AdminAnswer) {
@@ -134,8 +143,10 @@ impl Core {
         for mut asked in std::mem::take(&mut self.office.asked) {
             let outcome = self.topology.as_ref().and_then(|topology| topology.outcome_of(asked.request)).cloned();
             let waited = now.saturating_sub(asked.began_ms);
-            if asked.sent_ms.is_none() && !self.is_there(&asked.op) {
-                if waited < PRESENT_MS {
+            if asked.sent_ms.is_none()
+                && let Some(limit) = self.awaits(&asked.op)
+            {
+                if waited < limit {
                     self.office.asked.push(asked);
                 } else {
                     self.decided(asked.id, AdminAnswer::Decided(Outcome::Refused(Refusal::NoSuchReplica)));
