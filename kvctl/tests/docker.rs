@@ -334,7 +334,7 @@ fn a_build_that_fails_says_why_and_leaves_nothing() {
     assert!(!cluster.state().exists());
 }
 
-/// Images without a name that were there before; the others go when dropped.
+/// The images without a name that were there before. Of those that have come since, a build stage's go when dropped.
 struct Unnamed(BTreeSet<String>);
 
 impl Unnamed {
@@ -346,7 +346,10 @@ impl Unnamed {
 impl Drop for Unnamed {
     fn drop(&mut self) {
         for image in Self::now().difference(&self.0) {
-            docker(&["rmi", image]);
+            // The folder that the Dockerfile builds in: other images may be of somebody else.
+            if docker(&["inspect", "--format", "{{.Config.WorkingDir}}", image]).out == "/src\n" {
+                docker(&["rmi", image]);
+            }
         }
     }
 }
