@@ -31,7 +31,7 @@ pub async fn connect() -> Result<Docker> {
 }
 
 fn docker_folder() -> Option<PathBuf> {
-    let named = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+    let named = std::env::var_os("DOCKER_CONFIG").filter(|folder| !folder.is_empty()).map(PathBuf::from);
     named.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".docker")))
 }
 

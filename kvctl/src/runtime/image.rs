@@ -163,6 +163,8 @@ fn scratch_archive(kvnode: &[u8]) -> Result<Vec<u8>> {
 /// The files that the Dockerfile needs.
 fn source_archive(root: &Path) -> Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
+    // Docker does not know the entries in which files with holes are packed.
+    archive.sparse(false);
     for name in ["Dockerfile", "Cargo.toml", "Cargo.lock"] {
         archive.append_path_with_name(root.join(name), name).map_err(archive_error)?;
     }
@@ -200,6 +202,21 @@ async fn build(docker: &Docker, image: &str, archive: Vec<u8>, mark: Option<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_with_holes_are_packed_whole() {
+        let tree = tempfile::tempdir().unwrap();
+        for name in ["Dockerfile", "Cargo.toml", "Cargo.lock"] {
+            std::fs::File::create(tree.path().join(name)).unwrap().set_len(1 << 20).unwrap();
+        }
+        for name in [".cargo", "kvnode", "kvctl"] {
+            std::fs::create_dir(tree.path().join(name)).unwrap();
+        }
+        let bytes = source_archive(tree.path()).unwrap();
+        let mut archive = tar::Archive::new(&bytes[..]);
+        let kinds: Vec<_> = archive.entries().unwrap().map(|entry| entry.unwrap().header().entry_type()).collect();
+        assert!(kinds.len() >= 6 && kinds.iter().all(|kind| kind.is_file() || kind.is_dir()), "{kinds:?}");
+    }
 
     #[test]
     fn a_tag_comes_after_the_last_folder() {

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ pub struct Cluster {
     pub name: String,
     home: tempfile::TempDir,
     up: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 /// What a command said.
@@ -76,7 +77,17 @@ impl Cluster {
     pub fn new(name: &str, up: &[impl ToString]) -> Self {
         let name = format!("{name}{}", std::process::id());
         let home = tempfile::tempdir().expect("a folder");
-        Self { name, home, up: up.iter().map(ToString::to_string).collect() }
+        Self { name, home, up: up.iter().map(ToString::to_string).collect(), environment: Vec::new() }
+    }
+
+    /// Sets a variable for all commands; empty is as good as not set.
+    pub fn set(&mut self, variable: &str, value: impl Into<String>) {
+        self.environment.push((variable.to_owned(), value.into()));
+    }
+
+    /// The folder that is HOME for all commands.
+    pub fn home(&self) -> &Path {
+        self.home.path()
     }
 
     /// A program that is taken for kvnode: a shell script of these lines.
@@ -105,6 +116,7 @@ impl Cluster {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvctl"));
         command.env("HOME", self.home.path()).env("XDG_STATE_HOME", self.home.path().join("state"));
         command.env("KVCTL_NAME", &self.name).env("KVNODE", kvnode()).args(arguments).stdin(Stdio::null());
+        command.envs(self.environment.iter().map(|(variable, value)| (variable, value)));
         command
     }
 
