@@ -40,6 +40,8 @@ pub(super) struct Peer {
     pub proven_ms: Option<u64>,
     /// The peer's newest reading, to be given back.
     pub echo_ms: u64,
+    /// When that came, on our clock.
+    pub echo_heard_ms: u64,
     last_beat_ms: Option<u64>,
     pub stage: Option<Stage>,
     /// The peer's wall clock minus our monotonic clock, in ms.
@@ -163,7 +165,9 @@ impl Core {
         }
         peer.heard_ms = Some(now);
         (peer.version, peer.told_topology) = (batch.version, false);
-        peer.echo_ms = peer.echo_ms.max(batch.sent_ms);
+        if batch.sent_ms > peer.echo_ms {
+            (peer.echo_ms, peer.echo_heard_ms) = (batch.sent_ms, now);
+        }
         let to_me = batch.to_life == Some(my_life);
         if to_me && batch.echo_ms > 0 {
             peer.proven_ms = peer.proven_ms.max(Some(batch.echo_ms.min(now)));
@@ -238,7 +242,9 @@ impl Core {
                 self.beaten(from, wall_ms, Beaten { epoch, birth, progress, stage })?;
             }
             Message::Report(report) if self.is_mate(from) => self.reported(from, report),
-            Message::Forward { id, shard, op, context } => self.forwarded(from, id, shard, op, context)?,
+            Message::Forward { id, shard, op, context, until_ms } => {
+                self.forwarded(from, id, shard, op, context, until_ms)?;
+            }
             Message::Answered { id, answer } => self.answered(from, id, answer)?,
             Message::RepairStart { id, scope, runs } => self.repair_started(from, id, scope, &runs),
             Message::RepairBegin { id, whole, keys, target, floors, clock, digests } => {

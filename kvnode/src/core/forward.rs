@@ -134,8 +134,16 @@ impl Core {
         let Some(mut open) = self.forwards.open.remove(&id) else { return };
         open.target = Some(target.clone());
         open.target_since_ms = now;
-        let message =
-            Message::Forward { id: new_id, shard: open.shard, op: open.op.clone(), context: open.context.clone() };
+        // The receiver's clock was there when its reading came, and has gone on since.
+        let peer = &self.peers[&target];
+        let until_ms = peer.echo_ms + now.saturating_sub(peer.echo_heard_ms) + self.forward_ms();
+        let message = Message::Forward {
+            id: new_id,
+            shard: open.shard,
+            op: open.op.clone(),
+            context: open.context.clone(),
+            until_ms,
+        };
         self.forwards.open.insert(new_id, open);
         self.send(&target, message);
     }
@@ -157,6 +165,11 @@ impl Core {
         pool.get(at).map(|addr| (*addr).clone())
     }
 
+    /// How long a replica may act on a write that was passed on to it.
+    fn forward_ms(&self) -> u64 {
+        self.settings.causal_wait_ms + ANSWER_MARGIN_MS
+    }
+
     /// Nodes of other shards beat more slowly than replicas: they are given more time.
     fn answers_lately(&self, peer: &Peer) -> bool {
         const LATELY_MS: u64 = 1_000;
@@ -164,7 +177,15 @@ impl Core {
     }
 
     /// Another node passes a request on to this one.
-    pub(super) fn forwarded(&mut self, from: &Addr, id: u64, shard: ShardId, op: Op, context: Context) -> Result<()> {
+    pub(super) fn forwarded(
+        &mut self,
+        from: &Addr,
+        id: u64,
+        shard: ShardId,
+        op: Op,
+        context: Context,
+        until_ms: u64,
+    ) -> Result<()> {
         if !self.peers.get_mut(from).is_some_and(|peer| peer.first_time(id)) {
             return Ok(());
         }
@@ -172,8 +193,9 @@ impl Core {
         // The sender may go by another layout than this node.
         let ours = self.topology.is_some() && self.shard_for(&op, Some(shard)) == Some(shard);
         let here = self.replica.as_ref().is_some_and(|replica| replica.shard == Some(shard));
-        if here && ours && self.is_serving() {
-            return self.serve(requester, op, context);
+        let late = matches!(op, Op::Put { .. } | Op::Delete { .. }) && self.now.mono_ms >= until_ms;
+        if here && ours && self.is_serving() && !late {
+            return self.serve_until(requester, op, context, until_ms);
         }
         let reason = if self.draining { "shutting down".to_owned() } else { self.reason.clone() };
         self.answer(requester, Answer::NotReady { reason });
@@ -224,17 +246,22 @@ impl Core {
             .filter(|(_, open)| open.target.as_ref() == Some(addr))
             .map(|(&id, _)| id)
             .collect();
-        lost.into_iter().for_each(|id| self.target_lost(id));
+        lost.into_iter().for_each(|id| self.target_lost(id, true));
     }
 
     /// The target does not answer. It may have acted on the request.
-    fn target_lost(&mut self, id: u64) {
+    fn target_lost(&mut self, id: u64, life_ended: bool) {
         let Some(open) = self.forwards.open.get(&id) else { return };
         let recalled = open
             .target
             .clone()
             .is_some_and(|target| self.peers.get_mut(&target).is_some_and(|peer| peer.recall_forward(id)));
         let unknown = self.forwards.open.get(&id).is_some_and(|open| open.is_write() && !recalled);
+        // Until its time is over the target may still act on it: told earlier, the client could be overtaken by its own write.
+        let since_ms = self.forwards.open.get(&id).map_or(0, |open| open.target_since_ms);
+        if unknown && !life_ended && self.now.mono_ms.saturating_sub(since_ms) < self.forward_ms() {
+            return;
+        }
         if unknown && !self.settings.broken(Mutant::ForwardTwice) {
             if let Some(open) = self.forwards.open.remove(&id) {
                 self.answer(open.requester, Answer::OutcomeUnknown);
@@ -257,7 +284,7 @@ impl Core {
                 let overdue = now.saturating_sub(open.target_since_ms) >= answer_ms;
                 let silent = self.peers.get(target).is_none_or(|peer| !self.answers_lately(peer));
                 if overdue || silent {
-                    self.target_lost(id);
+                    self.target_lost(id, false);
                 }
             } else if now.saturating_sub(open.began_ms) >= NO_REPLICA_MS {
                 self.end_without_replica(id);

@@ -138,6 +138,11 @@ impl Core {
     /// The layout has changed: what waits here may be for others now.
     pub(super) fn reroute(&mut self) -> Result<()> {
         for Parked { requester, op, context, .. } in std::mem::take(&mut self.waiting.parked) {
+            if let Requester::Peer(..) = requester {
+                // Its sender has a time for it, and finds out who has the key now.
+                self.answer(requester, Answer::NotReady { reason: "the layout has changed".into() });
+                continue;
+            }
             let asked = match &requester {
                 Requester::Gather(_, shard) => Some(*shard),
                 _ => self.replica.as_ref().and_then(|replica| replica.shard),
@@ -170,11 +175,16 @@ impl Core {
 
     /// Serves a request that is for this replica.
     pub(super) fn serve(&mut self, requester: Requester, op: Op, context: Context) -> Result<()> {
+        self.serve_until(requester, op, context, u64::MAX)
+    }
+
+    /// The same for a request that may wait until a moment at most.
+    pub(super) fn serve_until(&mut self, requester: Requester, op: Op, context: Context, until_ms: u64) -> Result<()> {
         if self.waiting.len() >= self.settings.waiting_max {
             self.answer(requester, Answer::Busy { what: "too many requests wait at this replica".into() });
             return Ok(());
         }
-        let deadline_ms = self.now.mono_ms + self.settings.causal_wait_ms;
+        let deadline_ms = (self.now.mono_ms + self.settings.causal_wait_ms).min(until_ms);
         if let Some((parked, missing)) = self.try_serve(Parked { requester, op, context, deadline_ms })? {
             if missing.is_empty() {
                 // The client has seen a later layout: whoever hears from this node tells it.
@@ -348,7 +358,10 @@ impl Core {
             return Ok(());
         }
         for parked in std::mem::take(&mut self.waiting.parked) {
-            if let Some((parked, _)) = self.try_serve(parked)? {
+            let over = parked.deadline_ms <= self.now.mono_ms && matches!(parked.requester, Requester::Peer(..));
+            if over {
+                self.waiting.parked.push(parked);
+            } else if let Some((parked, _)) = self.try_serve(parked)? {
                 self.waiting.parked.push(parked);
             }
         }

