@@ -128,6 +128,11 @@ impl Core {
         self.copies.done.entry(shard).or_default().vector.merge(vector);
     }
 
+    /// Whether a change is under way of which this node has copied its part: for tests.
+    pub fn has_copies(&self) -> bool {
+        !self.copies.done.is_empty() && self.copies_are_complete()
+    }
+
     fn copies_are_complete(&self) -> bool {
         self.copies_wanted().iter().all(|(shard, _)| self.copies.done.contains_key(shard))
     }

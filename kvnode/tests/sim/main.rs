@@ -3,6 +3,7 @@
 //! `KV_SEEDS=10000` runs more seeds; `KV_SEED=n` runs one and prints what the nodes said.
 
 mod naive;
+mod reshard;
 mod rng;
 mod scenarios;
 mod schedule;
@@ -100,4 +101,37 @@ fn a_received_write_is_not_stable() {
     assert_eq!(scenarios::a_received_write_is_not_stable(None), Ok(()));
     let broken = scenarios::a_received_write_is_not_stable(Some(Mutant::StableFromReceived));
     assert!(broken.is_err(), "the mutant is not caught");
+}
+
+/// A schedule that must hold, and must not with the mechanism broken.
+fn shows(schedule: fn(Option<Mutant>) -> Result<(), String>, mutant: Mutant) {
+    assert_eq!(schedule(None), Ok(()));
+    let broken = schedule(Some(mutant));
+    assert!(broken.is_err(), "{mutant:?} is not caught");
+    println!("{mutant:?}: {}", broken.unwrap_err());
+}
+
+#[test]
+fn the_third_shard_is_made_of_nodes_two_and_five() {
+    reshard::the_third_shard_is_made_of_nodes_two_and_five();
+}
+
+#[test]
+fn a_node_behind_the_contexts_layout_does_not_answer_by_its_own() {
+    shows(reshard::a_node_behind_the_contexts_layout_does_not_answer_by_its_own, Mutant::EpochIgnored);
+}
+
+#[test]
+fn nothing_becomes_stable_while_slots_are_copied() {
+    shows(reshard::nothing_becomes_stable_while_slots_are_copied, Mutant::StableDuringCopy);
+}
+
+#[test]
+fn a_dependency_reaches_both_heirs() {
+    shows(reshard::a_dependency_reaches_both_heirs, Mutant::HeirsForgotten);
+}
+
+#[test]
+fn a_new_owner_without_copies_does_not_serve() {
+    shows(reshard::a_new_owner_without_copies_does_not_serve, Mutant::ServeUncopied);
 }

@@ -6,7 +6,7 @@ use kvnode::core::settings::Mutant;
 use crate::world::{Weather, World};
 
 /// Asks a node and gives its answer.
-fn ask(world: &mut World, node: usize, id: u64, op: Op, token: Option<&String>) -> Option<Answer<String>> {
+pub fn ask(world: &mut World, node: usize, id: u64, op: Op, token: Option<&String>) -> Option<Answer<String>> {
     world.request(node, id, op, token.cloned().into_iter().collect());
     world.run_until(5_000, |world| world.answers.iter().any(|(answered, _)| *answered == id));
     world.answers.pop().and_then(|(_, answer)| answer)

@@ -1,0 +1,201 @@
+//! Schedules made by hand around a reshard of six nodes from two shards to three, for what random ones hit too rarely.
+//!
+//! Nodes 0 to 2 are shard s1, nodes 3 to 5 shard s2. Node 2 and node 5 become shard s3: node 2 has to fetch slots from s2, and
+//! node 5 from s1.
+
+use kvnode::core::admin::AdminOp;
+use kvnode::core::request::{Answer, Op};
+use kvnode::core::settings::Mutant;
+use kvnode::core::topology::Transition;
+use kvnode::wire::ident::{Key, ShardId, Slot};
+
+use crate::scenarios::ask;
+use crate::world::{Weather, World};
+
+const CUT: Weather = Weather { cut: true, ..Weather::FAIR };
+
+fn cluster(mutant: Option<Mutant>) -> World {
+    let mut world = World::new(11, 6, 2, 1 << 20, mutant);
+    (0..6).for_each(|node| world.start(node));
+    assert!(world.run_until(5_000, World::all_ready));
+    // Everybody in contact, and a leader there.
+    world.run_until(1_500, |_| false);
+    world
+}
+
+fn cut(world: &mut World, some: &[usize], others: &[usize]) {
+    for &one in some {
+        for &other in others.iter().filter(|&&other| other != one) {
+            world.weather.insert((one, other), CUT);
+            world.weather.insert((other, one), CUT);
+        }
+    }
+}
+
+/// A key whose slot is in `range`.
+fn key_in(range: std::ops::Range<u16>) -> Key {
+    let found = (0..).map(|number| format!("key-{number}")).find(|key| range.contains(&Slot::of(key).0));
+    found.expect("every slot has keys").as_str().into()
+}
+
+/// Of shard s1 before, of s3 after.
+fn moving() -> Key {
+    key_in(5_470..8_192)
+}
+
+/// Of shard s1 before and after.
+fn staying() -> Key {
+    key_in(0..5_460)
+}
+
+fn put(key: &Key, value: &'static str) -> Op {
+    Op::Put { key: key.clone(), value: value.into() }
+}
+
+fn get(key: &Key) -> Op {
+    Op::Get { key: key.clone() }
+}
+
+fn reshard(world: &mut World, at: usize) {
+    world.admin(at, 1, AdminOp::Reshard { count: 3, epoch: None });
+}
+
+fn epoch_at(world: &World, node: usize) -> u32 {
+    world.core(node).and_then(|core| core.topology()).map_or(0, |topology| topology.layout.epoch.0)
+}
+
+fn context_of(answer: Option<Answer<String>>) -> Result<String, String> {
+    match answer {
+        Some(
+            Answer::Created { context, .. }
+            | Answer::Replaced { context, .. }
+            | Answer::Found { context, .. }
+            | Answer::NotFound { context },
+        ) => Ok(context),
+        other => Err(format!("a healthy replica answers {other:?}")),
+    }
+}
+
+fn wait_for(world: &mut World, limit_ms: u64, what: &str, done: impl FnMut(&World) -> bool) -> Result<(), String> {
+    if world.run_until(limit_ms, done) { Ok(()) } else { Err(format!("{what}: not within {limit_ms} ms")) }
+}
+
+/// A node that has missed the flip must not answer a client that has seen the new layout from what it has, even if nothing
+/// else in the client's context tells.
+pub fn a_node_behind_the_contexts_layout_does_not_answer_by_its_own(mutant: Option<Mutant>) -> Result<(), String> {
+    let mut world = cluster(mutant);
+    let key = moving();
+    context_of(ask(&mut world, 0, 1, put(&key, "1"), None))?;
+    world.run_until(500, |_| false);
+    // Out of everybody's view: it is not moved, and misses the flip.
+    cut(&mut world, &[0], &[1, 2, 3, 4, 5]);
+    world.run_until(4_000, |_| false);
+    reshard(&mut world, 4);
+    wait_for(&mut world, 8_000, "the flip", |world| (1..6).all(|node| epoch_at(world, node) == 2))?;
+    let owner = |world: &World| world.shards()[2][0];
+    let at = owner(&world);
+    let context = context_of(ask(&mut world, at, 2, put(&key, "2"), None))?;
+    // Once it is stable the context need not name it any more.
+    world.run_until(1_500, |_| false);
+    let context = context_of(ask(&mut world, at, 3, get(&key), Some(&context)))?;
+    match ask(&mut world, 0, 4, get(&key), Some(&context)) {
+        Some(Answer::Unsatisfied { .. }) => Ok(()),
+        other => Err(format!("a node of the old layout answers {other:?}")),
+    }
+}
+
+/// What is written after a copy was made must stay in the contexts of those who saw it, however durable it is in the old shard:
+/// the new owner does not have it yet.
+pub fn nothing_becomes_stable_while_slots_are_copied(mutant: Option<Mutant>) -> Result<(), String> {
+    let mut world = cluster(mutant);
+    let key = moving();
+    context_of(ask(&mut world, 0, 1, put(&key, "1"), None))?;
+    world.run_until(1_000, |_| false);
+    // One of the new owners can't copy yet, so the flip has to wait.
+    cut(&mut world, &[2], &[3, 4, 5]);
+    reshard(&mut world, 0);
+    let copied = |world: &World, node: usize| world.core(node).is_some_and(|core| core.has_copies());
+    wait_for(&mut world, 3_000, "the copy", |world| copied(world, 5))?;
+    // Its copy is made; what comes now does not reach it.
+    cut(&mut world, &[5], &[0, 1, 2]);
+    let context = context_of(ask(&mut world, 0, 2, put(&key, "2"), None))?;
+    world.run_until(850, |_| false);
+    let context = context_of(ask(&mut world, 1, 3, get(&key), Some(&context)))?;
+    world.weather.retain(|&(from, to), _| from == 5 || to == 5);
+    wait_for(&mut world, 3_000, "the flip", |world| epoch_at(world, 5) == 2)?;
+    match ask(&mut world, 5, 4, get(&key), Some(&context)) {
+        Some(Answer::Unsatisfied { .. }) => Ok(()),
+        other => Err(format!("a new owner without the write answers its writer {other:?}")),
+    }
+}
+
+/// The slots of one shard become two shards'. A write under the new layout that depends on one under the old carries that
+/// dependency to the other heir, which the writer's own dot does not stand for.
+pub fn a_dependency_reaches_both_heirs(mutant: Option<Mutant>) -> Result<(), String> {
+    let mut world = cluster(mutant);
+    let (moves, stays) = (moving(), staying());
+    context_of(ask(&mut world, 0, 1, put(&moves, "1"), None))?;
+    world.run_until(1_000, |_| false);
+    cut(&mut world, &[2], &[3, 4, 5]);
+    reshard(&mut world, 0);
+    let copied = |world: &World, node: usize| world.core(node).is_some_and(|core| core.has_copies());
+    wait_for(&mut world, 3_000, "the copy", |world| copied(world, 5))?;
+    // Neither of the new owners gets what is written now: node 2 is cut off from its old shard, too, once it has copied.
+    cut(&mut world, &[5], &[0, 1, 2]);
+    world.weather.retain(|&(from, to), _| from == 5 || to == 5);
+    wait_for(&mut world, 2_000, "the other copy", |world| copied(world, 2))?;
+    cut(&mut world, &[2], &[0, 1]);
+    let context = context_of(ask(&mut world, 0, 2, put(&moves, "2"), None))?;
+    wait_for(&mut world, 3_000, "the flip", |world| [0, 1, 2, 5].iter().all(|&node| epoch_at(world, node) == 2))?;
+    context_of(ask(&mut world, 0, 3, put(&stays, "3"), Some(&context)))?;
+    // Somebody else reads only what depends on it.
+    let context = context_of(ask(&mut world, 1, 4, get(&stays), None))?;
+    match ask(&mut world, 5, 5, get(&moves), Some(&context)) {
+        Some(Answer::Unsatisfied { .. }) => Ok(()),
+        other => Err(format!("a new owner without the dependency answers {other:?}")),
+    }
+}
+
+/// A new owner that lost its copies between saying that it has them and the flip must not serve.
+pub fn a_new_owner_without_copies_does_not_serve(mutant: Option<Mutant>) -> Result<(), String> {
+    // Seed 10: nodes sync rarely.
+    let mut world = World::new(10, 6, 2, 1 << 20, mutant);
+    (0..6).for_each(|node| world.start(node));
+    assert!(world.run_until(5_000, World::all_ready));
+    let key = moving();
+    context_of(ask(&mut world, 0, 1, put(&key, "1"), None))?;
+    // Just after a sync, so that the next one is far away.
+    world.run_until(4_700 - world.now_ms, |_| false);
+    reshard(&mut world, 0);
+    let copied = |world: &World, node: usize| world.core(node).is_some_and(|core| core.has_copies());
+    wait_for(&mut world, 1_000, "the copy", |world| copied(world, 5))?;
+    // It says so, and hears no more: that the flip comes is not on its disk, and neither is what it copied.
+    world.run_until(12, |_| false);
+    cut(&mut world, &[5], &[0, 1, 2, 3, 4]);
+    wait_for(&mut world, 1_000, "the flip", |world| epoch_at(world, 3) == 2)?;
+    if epoch_at(&world, 5) == 2 {
+        return Err("the schedule does not show it: the node flips too early".into());
+    }
+    world.lose_all_unsynced(5);
+    world.weather.retain(|&(from, to), _| from < 3 || to < 3);
+    world.start(5);
+    wait_for(&mut world, 3_000, "the flip of the last", |world| epoch_at(world, 5) == 2)?;
+    world.run_until(100, |_| false);
+    let has_it = world.core(5).is_some_and(|core| core.contents().is_ok_and(|all| all.iter().any(|(k, _)| *k == key)));
+    match (world.is_ready(5), has_it) {
+        (true, false) => Err("a new owner serves slots that it does not have".into()),
+        _ => Ok(()),
+    }
+}
+
+/// The plan is what the schedules above rely on.
+pub fn the_third_shard_is_made_of_nodes_two_and_five() {
+    let mut world = cluster(None);
+    reshard(&mut world, 1);
+    assert!(world.run_until(10_000, |world| epoch_at(world, 0) == 2 && world.all_ready()));
+    let topology = world.topology().expect("formed").clone();
+    assert_eq!(topology.transition, Transition::Steady);
+    assert_eq!(world.shards(), [vec![0, 1], vec![3, 4], vec![2, 5]]);
+    assert_eq!(topology.layout.shard_of_slot(Slot::of(&moving())), ShardId(3));
+    assert_eq!(topology.layout.shard_of_slot(Slot::of(&staying())), ShardId(1));
+}
