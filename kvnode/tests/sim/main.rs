@@ -135,3 +135,16 @@ fn a_dependency_reaches_both_heirs() {
 fn a_new_owner_without_copies_does_not_serve() {
     shows(reshard::a_new_owner_without_copies_does_not_serve, Mutant::ServeUncopied);
 }
+
+#[test]
+fn a_deletion_is_remembered_until_the_last_old_member_has_handed_over() {
+    shows(
+        reshard::a_deletion_is_remembered_until_the_last_old_member_has_handed_over,
+        Mutant::TombstoneDroppedWhileSettling,
+    );
+}
+
+#[test]
+fn what_an_old_member_covers_elsewhere_says_nothing_of_slots_it_gave_away() {
+    shows(reshard::what_an_old_member_covers_elsewhere_says_nothing_of_slots_it_gave_away, Mutant::CoverageDuringCopy);
+}

@@ -188,6 +188,84 @@ pub fn a_new_owner_without_copies_does_not_serve(mutant: Option<Mutant>) -> Resu
     }
 }
 
+/// An old member that slept through a deletion hands over what it has, the deleted value included: the new owners must still
+/// know of the deletion then.
+pub fn a_deletion_is_remembered_until_the_last_old_member_has_handed_over(
+    mutant: Option<Mutant>,
+) -> Result<(), String> {
+    let mut world = cluster(mutant);
+    let key = moving();
+    let context = context_of(ask(&mut world, 0, 1, put(&key, "1"), None))?;
+    world.run_until(1_000, |_| false);
+    cut(&mut world, &[0], &[1, 2, 3, 4, 5]);
+    // Something that only the sleeper has, so that there is a reason to fetch from it.
+    let other = key_in(Slot::of(&key).0 + 1..8_192);
+    context_of(ask(&mut world, 0, 2, put(&other, "2"), None))?;
+    world.run_until(3_000, |_| false);
+    match ask(&mut world, 1, 3, Op::Delete { key: key.clone() }, Some(&context)) {
+        Some(Answer::Deleted { .. }) => {}
+        other => return Err(format!("a healthy replica answers a deletion with {other:?}")),
+    }
+    reshard(&mut world, 4);
+    wait_for(&mut world, 8_000, "the flip", |world| (1..6).all(|node| epoch_at(world, node) == 2))?;
+    // Long enough for the deletion to be durable at all new owners, and forgotten if it could be.
+    world.run_until(5_000, |_| false);
+    // The sleeper hears of the deletion only after it has handed over.
+    world.weather.clear();
+    cut(&mut world, &[0], &[1]);
+    wait_for(&mut world, 3_000, "the handing over", |world| holds(world, 5, &other))?;
+    match ask(&mut world, 5, 4, get(&key), None) {
+        Some(Answer::NotFound { .. }) => Ok(()),
+        other => Err(format!("a deleted key is answered with {other:?}")),
+    }
+}
+
+fn holds(world: &World, node: usize, key: &Key) -> bool {
+    let all = world.core(node).and_then(|core| core.contents().ok()).unwrap_or_default();
+    all.iter().any(|(other, _)| other == key)
+}
+
+/// An old member covers, as a replica of the shard that it is in now, writes whose slots it does not have. It must not tell a
+/// new owner of those slots that they were deleted.
+pub fn what_an_old_member_covers_elsewhere_says_nothing_of_slots_it_gave_away(
+    mutant: Option<Mutant>,
+) -> Result<(), String> {
+    // A log so short that a replica that lags has to be repaired from the store.
+    let mut world = World::new(11, 6, 2, 200, mutant);
+    (0..6).for_each(|node| world.start(node));
+    assert!(world.run_until(5_000, World::all_ready));
+    world.run_until(1_500, |_| false);
+    let key = moving();
+    let other = key_in(Slot::of(&key).0 + 1..8_192);
+    // Two old members don't hear each other, and each has something of its own.
+    cut(&mut world, &[1], &[0, 2]);
+    world.run_until(600, |_| false);
+    context_of(ask(&mut world, 0, 1, put(&key, "1"), None))?;
+    for (id, number) in (2..6).zip(0..) {
+        let filler = key_in(number * 1_000..number * 1_000 + 1_000);
+        context_of(ask(&mut world, 0, id, put(&filler, "9"), None))?;
+    }
+    context_of(ask(&mut world, 1, 10, put(&other, "2"), None))?;
+    world.run_until(1_000, |_| false);
+    // The new owners get everything of the first, nothing of the second.
+    cut(&mut world, &[2, 5], &[1]);
+    reshard(&mut world, 4);
+    wait_for(&mut world, 8_000, "the flip", |world| (0..6).all(|node| epoch_at(world, node) == 2))?;
+    wait_for(&mut world, 3_000, "the handing over", |world| holds(world, 5, &key))?;
+    // The second is repaired from the first, in the slots that both still have.
+    cut(&mut world, &[2, 5], &[0]);
+    world.weather.remove(&(0, 1));
+    world.weather.remove(&(1, 0));
+    world.run_until(3_000, |_| false);
+    // Now it hands over what it has.
+    for new in [2, 5] {
+        world.weather.remove(&(new, 1));
+        world.weather.remove(&(1, new));
+    }
+    wait_for(&mut world, 3_000, "the rest of the handing over", |world| holds(world, 5, &other))?;
+    if holds(&world, 5, &key) { Ok(()) } else { Err("an acknowledged write is taken for deleted".into()) }
+}
+
 /// The plan is what the schedules above rely on.
 pub fn the_third_shard_is_made_of_nodes_two_and_five() {
     let mut world = cluster(None);
