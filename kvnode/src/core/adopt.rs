@@ -81,6 +81,9 @@ impl Core {
         self.transfer = None;
         if self.copies.job != job {
             self.copies = std::mem::take(&mut self.copies).for_job(job);
+            if job.is_some() {
+                self.peers.values_mut().for_each(|peer| peer.moves.clear());
+            }
             self.copies_changed();
         }
         self.beat_all();

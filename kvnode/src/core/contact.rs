@@ -12,7 +12,7 @@ use super::topology::TopologyVersion;
 use super::{Core, Now, Severity};
 use crate::storage::Result;
 use crate::wire::ident::{Addr, Epoch, Incarnation};
-use crate::wire::peer::{Batch, Message, Progress, Report, Stage};
+use crate::wire::peer::{Batch, Message, Move, Progress, Report, Stage};
 
 /// A peer that proved within this time that it hears us may be waited for.
 pub(super) const REACHABLE_MS: u64 = 500;
@@ -53,6 +53,8 @@ pub(super) struct Peer {
     pub birth: Option<Incarnation>,
     /// Its part in a change of the layout.
     pub progress: Option<Box<Progress>>,
+    /// What it fetched for the last change.
+    pub moves: Vec<Move>,
     /// The topology that it goes by, and whether ours was sent since it told that.
     version: TopologyVersion,
     told_topology: bool,
@@ -373,6 +375,9 @@ impl Core {
         peer.stage = told.stage.filter(|_| epoch == Some(told.epoch));
         peer.birth = Some(told.birth);
         peer.progress = told.progress;
+        if let Some(progress) = &peer.progress {
+            peer.moves.clone_from(&progress.moves);
+        }
         peer.seeks = None;
         peer.wall_offset_ms = Some(wall_ms as i64 - now as i64);
         let news = peer.progress.is_some();

@@ -128,6 +128,11 @@ impl Core {
         self.copies.done.entry(shard).or_default().vector.merge(vector);
     }
 
+    /// What this node has fetched for the change that runs, or the last one.
+    pub(super) fn own_moves(&self) -> Vec<Move> {
+        self.copies.moves.values().copied().collect()
+    }
+
     /// Whether a change is under way of which this node has copied its part: for tests.
     pub fn has_copies(&self) -> bool {
         !self.copies.done.is_empty() && self.copies_are_complete()
@@ -255,7 +260,7 @@ impl Core {
     /// What this node tells everybody while a change is under way.
     pub(super) fn progress(&self) -> Option<Box<Progress>> {
         let topology = self.topology.as_ref()?;
-        let mut progress = Progress { moves: self.copies.moves.values().copied().collect(), ..Progress::default() };
+        let mut progress = Progress { moves: self.own_moves(), ..Progress::default() };
         match &topology.transition {
             Transition::Steady => return None,
             Transition::Copying { change, .. } => {

@@ -87,9 +87,9 @@ impl Core {
             keys_total: one.keys_total,
             bytes: one.bytes,
         };
-        let own = self.progress().into_iter().map(|progress| (&self.settings.me, progress));
-        let told = self.peers.iter().filter_map(|(addr, peer)| Some((addr, peer.progress.clone()?)));
-        let all = own.chain(told).map(|(addr, progress)| (addr, progress.moves));
+        let own = (&self.settings.me, self.own_moves());
+        let told = self.peers.iter().map(|(addr, peer)| (addr, peer.moves.clone()));
+        let all = std::iter::once(own).chain(told);
         let moves: Vec<MoveStatus> =
             all.flat_map(|(addr, moves)| moves.into_iter().map(move |one| name(addr, &one))).collect();
         Ok(ChangeStatus {

@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""A reshard from 2 to 3 shards and back under load, with a seventh node: the figures of ARCHITECTURE.md.
+
+Clients write and read with causal contexts the whole time and check what they read. Usage: examples/reshard.py KVNODE KEYS...
+Exit 1 if any client read something older than it had seen, or an acknowledged key is gone.
+"""
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+KVNODE, SIZES = sys.argv[1], [int(text) for text in sys.argv[2:]] or [10_000]
+NODES = [f"127.10.0.{i}:8090" for i in range(2, 9)]
+VALUE = "x" * 100
+CLIENTS = 6
+
+
+def start(folder, address, view, **more):
+    env = {"SOCKET_ADDRESS": address, "LISTEN_ADDRESS": address, "VIEW": ",".join(view), "LOG_LEVEL": "warn", **more}
+    if os.environ.get("KEEP_ON_DISK"):
+        env["DATA_DIR"] = f"{folder}/{address}"
+    return subprocess.Popen([KVNODE], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+class Client:
+    """One session: a connection to one node at a time, and the context."""
+
+    def __init__(self, nodes):
+        self.nodes, self.at, self.token, self.connection = nodes, 0, None, None
+
+    def ask(self, method, path, **body):
+        if self.connection is None:
+            self.connection = http.client.HTTPConnection(self.nodes[self.at % len(self.nodes)], timeout=1000)
+        headers = {"X-Causal-Metadata": self.token} if self.token else {}
+        try:
+            self.connection.request(method, path, json.dumps(body) if body else None, headers)
+            answer = self.connection.getresponse()
+            text = answer.read()
+        except OSError:
+            self.connection = None
+            self.at += 1
+            return 0, {}
+        said = json.loads(text)
+        self.token = said.get("causal-metadata", self.token)
+        return answer.status, said
+
+
+def wait_ready(addresses):
+    for address in addresses:
+        while Client([address]).ask("GET", "/ready")[0] != 200:
+            time.sleep(0.02)
+
+
+def fill(keys):
+    """Many writers at once; each key's first value."""
+
+    def part(index):
+        client = Client([NODES[index % 6]])
+        for number in range(index, keys, 32):
+            client.token = None
+            # Whatever became of a write that was not confirmed: the same value again does no harm.
+            while client.ask("PUT", f"/kvs/key-{number}", value=VALUE)[0] not in (200, 201):
+                client.token = None
+
+    threads = [threading.Thread(target=part, args=(index,)) for index in range(32)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+
+
+class Load(threading.Thread):
+    """A session that writes keys of its own and reads them back at other nodes."""
+
+    def __init__(self, index):
+        super().__init__()
+        self.client, self.index, self.stop = Client(NODES[:6]), index, False
+        self.longest_ms, self.count, self.errors, self.offences, self.latest = 0.0, 0, [], [], {}
+
+    def run(self):
+        number = 0
+        while not self.stop:
+            number += 1
+            key = f"/kvs/own-{self.index}-{number % 500}"
+            self.client.connection, self.client.at = None, number
+            began = time.monotonic()
+            status, said = self.client.ask("PUT", key, value=number)
+            took = (time.monotonic() - began) * 1000
+            self.longest_ms = max(self.longest_ms, took)
+            self.count += 1
+            if status not in (200, 201):
+                self.errors.append((status, said))
+                continue
+            self.latest[key] = number
+            self.client.connection, self.client.at = None, number + 3
+            status, said = self.client.ask("GET", key)
+            if status != 200:
+                (self.offences if status == 404 else self.errors).append((status, said))
+            elif said["value"] != number:
+                self.offences.append((key, number, said))
+
+
+def counts():
+    client = Client([NODES[1]])
+    ids = client.ask("GET", "/shard/ids")[1]["shard-ids"]
+    return {one: client.ask("GET", f"/shard/key-count/{one}")[1]["shard-key-count"] for one in ids}
+
+
+def reshard(count, loads):
+    for load in loads:
+        load.longest_ms, load.count = 0.0, 0
+    began = time.monotonic()
+    asked = Client([NODES[2]])
+    status, said = asked.ask("PUT", "/shard/reshard", **{"shard-count": count})
+    took = time.monotonic() - began
+    assert status == 200, said
+    while asked.ask("GET", "/shard/reshard")[1]["phase"] != "done":
+        time.sleep(0.02)
+    settled = time.monotonic() - began
+    told = asked.ask("GET", "/shard/reshard")[1]
+    return {
+        "served after s": round(took, 2),
+        "settled after s": round(settled, 2),
+        "longest write ms": round(max(load.longest_ms for load in loads)),
+        "writes/s": round(sum(load.count for load in loads) / settled),
+        "moved": told.get("keys"),
+    }
+
+
+bad = False
+for keys in SIZES:
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [start(folder, address, NODES[:6], SHARD_COUNT="2") for address in NODES[:6]]
+        try:
+            wait_ready(NODES[:6])
+            fill(keys)
+            processes.append(start(folder, NODES[6], NODES))
+            wait_ready(NODES[6:])
+            loads = [Load(index) for index in range(CLIENTS)]
+            [load.start() for load in loads]
+            time.sleep(2)
+            quiet = max(load.longest_ms for load in loads)
+            before = sum(counts().values())
+            for count in (3, 2):
+                figures = reshard(count, loads)
+                print(f"{keys} keys, to {count} shards: {figures}", flush=True)
+            time.sleep(0.5)
+            for load in loads:
+                load.stop = True
+            [load.join() for load in loads]
+            errors = [error for load in loads for error in load.errors]
+            offences = [offence for load in loads for offence in load.offences]
+            wanted = keys + sum(len(load.latest) for load in loads)
+            deadline = time.monotonic() + 5
+            while sum(counts().values()) != wanted and time.monotonic() < deadline:
+                time.sleep(0.1)
+            print(f"  longest write without a reshard {round(quiet)} ms; errors {errors[:3]} ({len(errors)}), stale or lost")
+            print(f"  {offences[:3]} ({len(offences)}); keys {counts()}, wanted {wanted}")
+            bad |= bool(offences) or sum(counts().values()) != wanted
+        finally:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait()
+sys.exit(bad)
