@@ -6,7 +6,10 @@ use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kvnode::client::{Client, Session};
 
 use support::{Cluster, Said, chain, hear, interrupt, kvnode, until};
 
@@ -224,7 +227,7 @@ fn six_plain_docker_runs_make_the_same_cluster() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     until("all are ready", || {
         endpoints.iter().all(|endpoint| {
-            let look = kvnode::client::Client::new(vec![endpoint.clone()]);
+            let look = Client::new(vec![endpoint.clone()]);
             runtime.block_on(look.look("/ready")).is_ok_and(|answer| answer.is_success())
         })
     });
@@ -438,4 +441,100 @@ fn a_docker_context_that_leads_nowhere_is_named() {
         assert!(said.code == 10 && said.err.contains(reason), "{name}: {said:?}");
         assert!(!cluster.state().exists(), "{name}");
     }
+}
+
+/// What a session wrote and was told to be written, and what went wrong.
+#[derive(Default)]
+struct Journal {
+    acknowledged: Vec<(String, usize)>,
+    offences: Vec<String>,
+}
+
+/// One session that writes new keys through some nodes and reads them back through others, until told to stop. A write whose
+/// answer is lost with the node that was asked counts for nothing; a key that was acknowledged must be found.
+fn work(index: usize, endpoints: &[String], down: &Mutex<Option<String>>, stop: &AtomicBool) -> Journal {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let (mut session, mut journal) = (Session::default(), Journal::default());
+    for number in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let skip = down.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let nodes: Vec<&String> = endpoints.iter().filter(|&node| Some(node) != skip.as_ref()).collect();
+        let client = |offset: usize| Client::new(vec![nodes[(number * 5 + offset) % nodes.len()].clone()]);
+        let key = format!("load-{index}-{number}");
+        let value = serde_json::value::to_raw_value(&number).expect("a number");
+        match runtime.block_on(client(index).put(&key, &value, &mut session)) {
+            Ok(answer) if answer.is_success() => journal.acknowledged.push((key.clone(), number)),
+            // The node that was killed, or the one that passed the write on to it.
+            _ if skip.is_some() => continue,
+            Ok(answer) => {
+                journal.offences.push(format!("put {key}: {}", answer.error()));
+                continue;
+            }
+            Err(_) => continue,
+        }
+        match runtime.block_on(client(index + 3).get(&key, &mut session)) {
+            Ok(answer) if answer.is_success() => {
+                if answer.json()["value"] != number {
+                    journal.offences.push(format!("get {key}: {}", answer.json()));
+                }
+            }
+            Ok(answer) if answer.status == 503 && skip.is_some() => {}
+            Ok(answer) => journal.offences.push(format!("get {key}: {}", answer.error())),
+            Err(_) => {}
+        }
+    }
+    journal
+}
+
+#[test]
+fn resharding_under_load_with_a_node_killed_on_the_way() {
+    let Some(_turn) = engine() else { return };
+    let cluster = cluster("grow", 6);
+    cluster.up();
+    for number in 0..300 {
+        cluster.ok(&["put", &format!("key-{number}"), &number.to_string()]);
+    }
+    cluster.ok(&["node", "add", "grace"]);
+    let endpoints = cluster.endpoints();
+    assert_eq!(endpoints.len(), 7);
+    let (down, stop) = (Mutex::new(None), AtomicBool::new(false));
+    let journals: Vec<Journal> = std::thread::scope(|scope| {
+        let loads: Vec<_> = (0..4)
+            .map(|index| {
+                scope.spawn({
+                    let (endpoints, down, stop) = (&endpoints, &down, &stop);
+                    move || work(index, endpoints, down, stop)
+                })
+            })
+            .collect();
+        cluster.ok(&["reshard", "3", "--yes"]);
+        assert_eq!(cluster.ok(&["shard", "ids"]).lines().count(), 3);
+        // The way back, with a node that dies as soon as it has begun.
+        let mut back = cluster.command(&["reshard", "2", "--yes"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        *down.lock().unwrap_or_else(PoisonError::into_inner) = Some(endpoints[1].clone());
+        cluster.ok(&["node", "kill", "bob"]);
+        cluster.up();
+        *down.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let ended = back.as_mut().expect("kvctl starts").wait().expect("kvctl ends");
+        assert!(ended.success() || ended.code() == Some(1), "{ended}");
+        until("the way back is done", || {
+            let status: serde_json::Value =
+                serde_json::from_str(&cluster.ok(&["reshard", "status", "-o", "json"])).expect("one document");
+            status["phase"] == "done"
+        });
+        stop.store(true, Ordering::Relaxed);
+        loads.into_iter().map(|load| load.join().expect("a session ends")).collect()
+    });
+    let offences: Vec<&String> = journals.iter().flat_map(|journal| &journal.offences).collect();
+    assert!(offences.is_empty(), "{offences:?}");
+    let acknowledged: Vec<_> = journals.iter().flat_map(|journal| &journal.acknowledged).collect();
+    assert!(acknowledged.len() > 50, "only {} writes", acknowledged.len());
+    cluster.ok(&["wait", "--for", "converged"]);
+    assert_eq!(cluster.ok(&["shard", "ids"]).lines().count(), 2);
+    let keys: BTreeSet<String> = cluster.ok(&["keys"]).lines().map(str::to_owned).collect();
+    let lost: Vec<_> = acknowledged.iter().filter(|(key, _)| !keys.contains(key)).collect();
+    assert!(lost.is_empty(), "acknowledged and gone: {lost:?}");
+    assert!((0..300).all(|number| keys.contains(&format!("key-{number}"))), "keys of before are gone");
 }
