@@ -148,3 +148,10 @@ fn a_deletion_is_remembered_until_the_last_old_member_has_handed_over() {
 fn what_an_old_member_covers_elsewhere_says_nothing_of_slots_it_gave_away() {
     shows(reshard::what_an_old_member_covers_elsewhere_says_nothing_of_slots_it_gave_away, Mutant::CoverageDuringCopy);
 }
+
+/// `KV_CHANGES=1000` makes as many.
+#[test]
+fn many_changes_leave_nothing_behind() {
+    let changes = number("KV_CHANGES").unwrap_or(60) as u32;
+    reshard::many_changes_leave_nothing_behind(changes);
+}

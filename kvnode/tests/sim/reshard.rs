@@ -277,3 +277,42 @@ pub fn the_third_shard_is_made_of_nodes_two_and_five() {
     assert_eq!(topology.layout.shard_of_slot(Slot::of(&moving())), ShardId(3));
     assert_eq!(topology.layout.shard_of_slot(Slot::of(&staying())), ShardId(1));
 }
+
+/// However often the layout changes, what is stored and what clients carry stays as small as after the first change, and a
+/// client that was away for all of it is served by its old context.
+pub fn many_changes_leave_nothing_behind(changes: u32) {
+    let mut world = cluster(None);
+    let (key, other) = (moving(), staying());
+    let old = context_of(ask(&mut world, 0, 1, put(&key, "1"), None)).expect("a healthy cluster");
+    let mut token = Some(old.clone());
+    let (mut first, mut id) = (None, 10);
+    for change in 0..changes {
+        let count = if change % 2 == 0 { 3 } else { 2 };
+        world.admin(change as usize % 6, u64::from(change), AdminOp::Reshard { count, epoch: None });
+        // Written while it goes on, so that there is something to hand over.
+        for _ in 0..3 {
+            id += 1;
+            let answer = ask(&mut world, id as usize % 6, id, put(&other, "2"), token.as_ref());
+            token = Some(context_of(answer).expect("a healthy cluster"));
+        }
+        let done = |world: &World| (0..6).all(|node| epoch_at(world, node) == change + 2) && world.all_ready();
+        assert!(world.run_until(20_000, done), "change {change} does not end");
+        if change == 1 || change + 1 == changes {
+            world.run_until(2_000, |_| false);
+            let context = context_of(ask(&mut world, 1, id + 5, get(&other), token.as_ref())).expect("healthy");
+            let entries: usize = (0..6).filter_map(|node| Some(world.core(node)?.status().vector_entries)).sum();
+            let topology = world.topology().map(kvnode_size).expect("formed");
+            let size = (context.len(), entries);
+            let (small, early) = *first.get_or_insert((size, topology));
+            assert_eq!(size, small, "after {} changes", change + 1);
+            // Numbers of epochs, nodes and jobs grow by a byte or two, and decisions are remembered up to a limit.
+            assert!(topology < early + 64 * 32, "the topology grew from {early} to {topology} bytes");
+        }
+        id += 10;
+    }
+    assert_eq!(context_of(ask(&mut world, 3, 5, get(&key), Some(&old))).map(|_| ()), Ok(()));
+}
+
+fn kvnode_size(topology: &kvnode::core::topology::Topology) -> usize {
+    postcard::to_stdvec(topology).expect("it can be stored").len()
+}
