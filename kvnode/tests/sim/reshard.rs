@@ -307,7 +307,7 @@ pub fn many_changes_leave_nothing_behind(changes: u32) {
             // The number of the layout itself takes another byte now and then.
             assert!(context.len() <= short + 4, "after {} changes: {} characters", change + 1, context.len());
             // Numbers of epochs, nodes and jobs grow by a byte or two, and decisions are remembered up to a limit.
-            assert!(topology < early + 64 * 32, "the topology grew from {early} to {topology} bytes");
+            assert!(topology < early + 64 * 128, "the topology grew from {early} to {topology} bytes");
         }
         id += 10;
     }
