@@ -79,6 +79,7 @@ impl Core {
             stable.floors.retain(|&(_, epoch, _)| epoch >= oldest);
         }
         self.transfer = None;
+        self.office.purged = false;
         if self.copies.job != job {
             self.copies = std::mem::take(&mut self.copies).for_job(job);
             if job.is_some() {
@@ -249,7 +250,7 @@ impl Core {
         const VERSIONS_PER_TICK: usize = 2_000;
         let Some(topology) = &self.topology else { return Ok(()) };
         let early = self.settings.broken(Mutant::OldCopyDeletedEarly);
-        if topology.transition != Transition::Steady && !early {
+        if self.office.purged || (topology.transition != Transition::Steady && !early) {
             return Ok(());
         }
         let mut left = VERSIONS_PER_TICK;
@@ -261,9 +262,10 @@ impl Core {
                 self.inventory.discard(&mut *self.store, &key, &version);
             }
             if left == 0 {
-                break;
+                return Ok(());
             }
         }
+        self.office.purged = true;
         Ok(())
     }
 }

@@ -31,6 +31,8 @@ pub(super) struct Office {
     /// Set when this node founded the cluster, until it has called the first election.
     pub founded: bool,
     was_leader: bool,
+    /// Set once there is nothing left here that belongs to others; until a topology comes that may change that.
+    pub purged: bool,
 }
 
 impl Core {
