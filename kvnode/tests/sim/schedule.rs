@@ -461,7 +461,8 @@ impl Run {
             }
         }
         let limit = if self.faults.changes { CHANGED_CONVERGENCE_MS } else { CONVERGENCE_MS };
-        if self.world.run_until(limit, |world| world.all_ready() && unequal(world).is_none()) {
+        let quiet = |world: &World| world.all_ready() && !world.decisions_are_due() && unequal(world).is_none();
+        if self.world.run_until(limit, quiet) {
             for node in std::mem::take(&mut self.risky) {
                 self.world.given_up(node);
             }

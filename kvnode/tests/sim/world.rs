@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use bytes::Bytes;
-use kvnode::core::admin::{AdminAnswer, AdminOp};
+use kvnode::core::admin::AdminOp;
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::settings::{Mutant, Settings};
 use kvnode::core::topology::{Topology, Transition};
@@ -62,6 +62,7 @@ pub struct SimNode {
     pub skew_ms: i64,
     busy: BTreeSet<usize>,
     clients: BTreeSet<u64>,
+    admins: BTreeSet<u64>,
     awake: BTreeSet<Addr>,
     log_position: u64,
 }
@@ -76,8 +77,6 @@ pub struct World {
     pub weather: BTreeMap<(usize, usize), Weather>,
     /// Answers to clients, by request; `None`: the node died first.
     pub answers: Vec<(u64, Option<Answer<String>>)>,
-    /// Decisions on requests of operators, by request.
-    pub decisions: Vec<(u64, AdminAnswer)>,
     /// The first so many nodes form the cluster; the others join it.
     founders: usize,
     shard_count: u32,
@@ -106,6 +105,7 @@ impl World {
             skew_ms: 0,
             busy: BTreeSet::new(),
             clients: BTreeSet::new(),
+            admins: BTreeSet::new(),
             awake: BTreeSet::new(),
             log_position: 0,
         };
@@ -118,7 +118,6 @@ impl World {
             counter: 0,
             weather: BTreeMap::new(),
             answers: Vec::new(),
-            decisions: Vec::new(),
             founders: nodes,
             shard_count,
             log_weight_max,
@@ -185,6 +184,7 @@ impl World {
         }
         self.nodes[node].busy.clear();
         self.nodes[node].awake.clear();
+        self.nodes[node].admins.clear();
         let clients = std::mem::take(&mut self.nodes[node].clients);
         self.answers.extend(clients.into_iter().map(|id| (id, None)));
         self.nodes[node].disk.lock().crash(0);
@@ -262,7 +262,10 @@ impl World {
                     self.event(node, Event::Client { id, op, tokens });
                 }
             }
-            Step::Admin { node, id, op } if self.is_up(node) => self.event(node, Event::Admin { id, op }),
+            Step::Admin { node, id, op } if self.is_up(node) => {
+                self.nodes[node].admins.insert(id);
+                self.event(node, Event::Admin { id, op });
+            }
             Step::Request { from, to, life, batch, original } => self.arrive(from, to, life, &batch, original),
             Step::Answer { from, to, life, batch } if self.lives(from, life) => {
                 self.nodes[from].busy.remove(&to);
@@ -375,7 +378,7 @@ impl World {
                 }
                 Effect::Decided { id, answer } => {
                     self.said.push(format!("{} {}: request {id}: {answer:?}", self.now_ms, self.nodes[node].addr));
-                    self.decisions.push((id, answer));
+                    self.nodes[node].admins.remove(&id);
                 }
                 Effect::Wake(peer) => {
                     self.nodes[node].awake.insert(peer);
@@ -463,6 +466,11 @@ impl World {
 
     pub fn is_ready(&self, node: usize) -> bool {
         self.core(node).is_some_and(|core| core.ready().is_ok())
+    }
+
+    /// Whether a request of an operator is not decided yet.
+    pub fn decisions_are_due(&self) -> bool {
+        self.nodes.iter().any(|node| !node.admins.is_empty())
     }
 
     /// Whether all members serve, under one topology, and no change runs.
