@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::core::topology::NODES_MAX;
 use crate::limits::{LimitArgs, Limits};
 use crate::setting::{Setting, count, duration, shown};
 use crate::wire::ident::Addr;
 
-/// Most nodes that VIEW may name, and most shards: a bound on what is kept per peer.
-const NODES_MAX: usize = 1024;
 /// The literal that existing clients compare.
 pub const NOT_ENOUGH_NODES: &str = "Not enough nodes to provide fault tolerance with requested shard count";
 

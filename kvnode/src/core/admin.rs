@@ -161,7 +161,7 @@ impl Core {
                         asked.request = self.next_request();
                         asked.proposal = self.proposal_of(&asked.op);
                         asked.sent_ms = Some(now);
-                        self.submit(asked.request, asked.proposal.clone());
+                        self.submit(Some(asked.request), asked.proposal.clone());
                     }
                     self.office.asked.push(asked);
                 }
@@ -172,7 +172,7 @@ impl Core {
                 None => {
                     if since_sent >= AGAIN_MS {
                         asked.sent_ms = Some(now);
-                        self.submit(asked.request, asked.proposal.clone());
+                        self.submit(Some(asked.request), asked.proposal.clone());
                     }
                     self.office.asked.push(asked);
                 }

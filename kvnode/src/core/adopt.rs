@@ -11,7 +11,7 @@
 use super::causal::Vector;
 use super::replica::{Handed, Replica};
 use super::settings::Mutant;
-use super::topology::{Layout, Topology, Transition};
+use super::topology::{Bearings, Layout, Topology, Transition};
 use super::{Core, FACT_TOPOLOGY, Settling, Severity, contact::Peer, encode_fact};
 use crate::storage::Result;
 use crate::wire::ident::{NodeId, Origin, ShardId};
@@ -104,9 +104,7 @@ impl Core {
     fn install_topology(&mut self, topology: Topology) {
         self.know_peers(&topology);
         self.me = topology.node_at(&self.settings.me);
-        self.heirs = topology.heirs();
-        let shard = self.me.and_then(|me| topology.layout.shard_of_node(me));
-        self.own_runs = shard.map(|shard| topology.layout.runs_of(shard)).unwrap_or_default();
+        self.bearings = Bearings::of(&topology, self.me);
         self.topology = Some(topology);
     }
 
@@ -142,6 +140,7 @@ impl Core {
             Some(replica)
         });
         self.repair = None;
+        self.office.filled_from.clear();
         self.reason = match (self.me, &self.replica) {
             (None, _) => "this node is not in the cluster's view".into(),
             _ => "waiting for the other replicas of its shard".into(),
@@ -181,7 +180,6 @@ impl Core {
     /// The target layout has become the layout.
     fn flip(&mut self, before: &Layout, topology: Topology) {
         let old_shard = self.me.and_then(|me| before.shard_of_node(me));
-        self.answer_all_unacknowledged();
         self.install_topology(topology);
         let (Some(me), Some(topology)) = (self.me, &self.topology) else { return };
         let layout = &topology.layout;
@@ -199,12 +197,7 @@ impl Core {
         };
         let whole = replica.stage != Stage::Filling;
         replica.handed = old_shard.map(|shard| handed(before, shard, replica.applied.clone(), whole));
-        let concerned = |origin: Origin| {
-            let home = before.shard_of_node(origin.node);
-            home.is_some_and(|home| {
-                new_shard.is_some_and(|new| self.heirs.get(&home).is_some_and(|h| h.contains(&new)))
-            })
-        };
+        let concerned = |origin| new_shard.is_some_and(|new| self.bearings.shards_of(origin).contains(&new));
         replica.applied.retain(|origin, _| concerned(origin));
         replica.durable.retain(|origin, _| concerned(origin));
         for (shard, _) in gains {
@@ -225,6 +218,7 @@ impl Core {
             _ => Stage::Serving,
         };
         if !self.settings.broken(Mutant::OriginKept) {
+            replica.before = old_shard.map(|_| replica.origin);
             replica.origin = origin;
         }
         let text = format!(
@@ -255,7 +249,9 @@ impl Core {
         }
         let mut left = VERSIONS_PER_TICK;
         let slots = (0..crate::wire::ident::SLOT_COUNT).map(crate::wire::ident::Slot);
-        for slot in slots.filter(|&slot| !self.inventory.is_empty(slot) && !self.owns(slot)).collect::<Vec<_>>() {
+        for slot in
+            slots.filter(|&slot| !self.inventory.is_empty(slot) && !self.bearings.owns(slot)).collect::<Vec<_>>()
+        {
             let versions = self.store.slot(slot, None, left)?;
             left -= versions.len().min(left);
             for (key, version) in versions {
@@ -273,6 +269,7 @@ impl Core {
 impl Peer {
     /// The layout has changed: what was said of writes and reports under the one before does not count.
     fn begin_epoch(&mut self) {
+        self.held_before = self.held;
         (self.sent, self.held) = (0, 0);
         self.report = None;
         self.stage = None;

@@ -13,7 +13,7 @@ use super::replica::Replica;
 use super::request::Missing;
 use super::settings::Mutant;
 use super::{Core, Severity};
-use crate::wire::ident::{Addr, Incarnation, Origin, ShardId};
+use crate::wire::ident::{Addr, Incarnation, Origin};
 use crate::wire::peer::{Report, Stage};
 
 /// How a context looks to this replica.
@@ -40,11 +40,16 @@ impl Core {
         }
         let (mut own, mut foreign, mut missing, mut lost) = (Vector::new(), Vector::new(), Vector::new(), Vec::new());
         for (origin, seq) in context.seen.iter() {
-            let home = self.topology.as_ref().and_then(|topology| topology.home_of(origin));
-            if self.is_elsewhere_too(replica, origin, home) && !self.is_stable(origin, seq) {
+            // The slots of one shard before may be several shards' now. What a client has seen of it concerns each of them,
+            // and no one's dot stands for it at the others: it is checked here and carried on.
+            let shards = self.bearings.shards_of(origin);
+            let (here, elsewhere) =
+                (self.concerns(replica, origin), shards.iter().any(|&of| Some(of) != replica.shard));
+            let forgotten = here && self.settings.broken(Mutant::HeirsForgotten);
+            if elsewhere && !forgotten && !self.is_stable(origin, seq) {
                 foreign.raise(origin, seq);
             }
-            if home.is_some() && !self.concerns(replica, origin) {
+            if elsewhere && !here {
                 // Another shard's.
             } else if replica.applied.get(origin) >= seq {
                 own.raise(origin, seq);
@@ -67,32 +72,12 @@ impl Core {
 
     /// Whether all that still exists of an origin is everywhere.
     pub(super) fn is_retired(&self, replica: &Replica, origin: Origin) -> bool {
-        let ended = self.topology.as_ref().is_some_and(|topology| origin.epoch < topology.oldest_epoch());
-        ended || replica.is_retired(origin)
-    }
-
-    /// The shards that now have slots which an origin of shard `home` may have written to.
-    pub(super) fn shards_of(&self, origin: Origin, home: ShardId) -> impl Iterator<Item = ShardId> + '_ {
-        let present = self.topology.as_ref().is_some_and(|topology| topology.layout.epoch == origin.epoch);
-        let heirs = self.heirs.get(&home).filter(|_| !present);
-        present.then_some(home).into_iter().chain(heirs.into_iter().flatten().copied())
+        origin.epoch < self.bearings.oldest || replica.is_retired(origin)
     }
 
     /// Whether an origin may have written to slots that this replica's shard has.
     pub(super) fn concerns(&self, replica: &Replica, origin: Origin) -> bool {
-        let home = self.topology.as_ref().and_then(|topology| topology.home_of(origin));
-        let (Some(home), Some(shard)) = (home, replica.shard) else { return false };
-        self.shards_of(origin, home).any(|of| of == shard)
-    }
-
-    /// Whether an origin may have written to slots of other shards. The slots of one shard before may be several shards'
-    /// now: what a client has seen of it then concerns each of them, and no one's dot stands for it at the others.
-    fn is_elsewhere_too(&self, replica: &Replica, origin: Origin, home: Option<ShardId>) -> bool {
-        let Some(home) = home else { return false };
-        if self.settings.broken(Mutant::HeirsForgotten) && self.concerns(replica, origin) {
-            return false;
-        }
-        self.shards_of(origin, home).any(|of| Some(of) != replica.shard)
+        replica.shard.is_some_and(|shard| self.bearings.shards_of(origin).contains(&shard))
     }
 
     /// Whether a write's own-shard dependencies are here.

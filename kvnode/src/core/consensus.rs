@@ -56,11 +56,13 @@ pub struct Consensus {
     seat: Seat,
     raw: RawNode<Ledger>,
     state: Topology,
+    /// Something has happened since the last turn.
+    stirred: bool,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Logged {
-    request: RequestId,
+    request: Option<RequestId>,
     proposal: Proposal,
 }
 
@@ -117,7 +119,7 @@ impl Consensus {
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&config, ledger, &logger).expect("the configuration is constant and valid");
-        let mut consensus = Self { seat, raw, state };
+        let mut consensus = Self { seat, raw, state, stirred: true };
         consensus.spread_elections();
         consensus
     }
@@ -130,12 +132,14 @@ impl Consensus {
     }
 
     pub fn tick(&mut self) {
+        self.stirred = true;
         self.spread_elections();
         self.raw.tick();
     }
 
     /// Calls an election now.
     pub fn campaign(&mut self) {
+        self.stirred = true;
         // A node that does not vote can't be elected, and need not be.
         let _ = self.raw.campaign();
     }
@@ -144,14 +148,16 @@ impl Consensus {
     pub fn step(&mut self, bytes: &[u8]) {
         let Ok(message) = RaftMessage::parse_from_bytes(bytes) else { return };
         if message.to == self.seat.0 {
+            self.stirred = true;
             // Refusals (of a stale term, of an unknown voter) are Raft's way of ignoring a message.
             let _ = self.raw.step(message);
         }
     }
 
-    /// Puts a proposal in the log. Only a leader can.
-    pub fn propose(&mut self, request: RequestId, proposal: &Proposal) {
+    /// Puts a proposal in the log; only a leader can. `request`: who wants to know the outcome.
+    pub fn propose(&mut self, request: Option<RequestId>, proposal: &Proposal) {
         let logged = Logged { request, proposal: proposal.clone() };
+        self.stirred = true;
         let data = postcard::to_stdvec(&logged).expect("a proposal holds nothing that postcard refuses");
         // A leader that has just lost its office drops it; the requester asks again.
         let _ = self.raw.propose(Vec::new(), data);
@@ -188,6 +194,7 @@ impl Consensus {
 
     /// Brings the voters one step closer to those that the topology asks for. Only for a leader with nothing under way.
     pub fn elect_voters(&mut self, reachable: impl Fn(NodeId) -> bool) {
+        self.stirred = true;
         let wanted: BTreeSet<Seat> =
             self.state.electors().into_iter().map(|node| Seat::of(node, self.state.births[&node])).collect();
         let conf = self.raw.raft.prs().conf();
@@ -221,9 +228,12 @@ impl Consensus {
         }
     }
 
-    /// Handles what has gathered since the last turn.
+    /// Handles what has gathered since the last turn. Costs next to nothing if that is nothing.
     pub fn turn(&mut self) -> Turn {
         let mut turn = Turn::default();
+        if !std::mem::take(&mut self.stirred) {
+            return turn;
+        }
         let (mut changed, mut must_sync) = (false, false);
         while self.raw.has_ready() {
             let mut ready = self.raw.ready();

@@ -64,6 +64,8 @@ pub(super) struct Peer {
     /// Our writes: handed to the link up to, acknowledged up to, and when that last moved.
     pub sent: u64,
     pub held: u64,
+    /// The same of our origin under the layout before.
+    pub held_before: u64,
     pub moved_ms: u64,
     /// When we last asked it for what we lack.
     pub pulled_ms: Option<u64>,

@@ -179,7 +179,7 @@ impl Core {
         let Some(replica) = self.replica.as_mut() else { return };
         replica.stage = if self.draining { Stage::Leaving } else { Stage::Serving };
         (self.replica_changed, self.urgent) = (true, true);
-        let keys = self.inventory.live_in(slots_in(&self.own_runs));
+        let keys = self.inventory.live_in(slots_in(&self.bearings.own_runs));
         let shard = replica.shard.map_or_else(|| "-".to_owned(), |shard| shard.to_string());
         let text = format!("{how}: serving shard {shard} with {keys} keys");
         self.office.filled_from.clear();

@@ -113,7 +113,7 @@ impl Core {
     }
 
     /// Brings a proposal to the leader, if one is known; otherwise to somebody who may know one.
-    pub(super) fn submit(&mut self, request: RequestId, proposal: Proposal) {
+    pub(super) fn submit(&mut self, request: Option<RequestId>, proposal: Proposal) {
         if let Some(consensus) = self.consensus.as_mut().filter(|consensus| consensus.is_leader()) {
             consensus.propose(request, &proposal);
             return;
@@ -132,10 +132,11 @@ impl Core {
     }
 
     /// A node brings a proposal.
-    pub(super) fn proposed(&mut self, from: &Addr, request: RequestId, proposal: Proposal) {
+    pub(super) fn proposed(&mut self, from: &Addr, request: Option<RequestId>, proposal: Proposal) {
         let Some(consensus) = self.consensus.as_mut() else { return };
         if consensus.is_leader() {
-            if consensus.state().outcome_of(request).is_none() {
+            let decided = request.is_some_and(|request| consensus.state().outcome_of(request).is_some());
+            if !decided {
                 consensus.propose(request, &proposal);
             }
             return;
@@ -159,8 +160,7 @@ impl Core {
             self.office.joiners.clear();
         }
         self.office.joiners.insert(addr.clone(), now);
-        let request = self.next_request();
-        self.submit(request, Proposal::Join { addr: addr.clone(), birth: Some(birth) });
+        self.submit(None, Proposal::Join { addr: addr.clone(), birth: Some(birth) });
     }
 
     pub(super) fn govern_step(&mut self) -> Result<()> {
@@ -191,8 +191,7 @@ impl Core {
     /// One step of what a leader has to see to. Nothing else is under way in the log.
     fn lead(&mut self) {
         if let Some(proposal) = self.duty() {
-            let request = self.next_request();
-            self.submit(request, proposal);
+            self.submit(None, proposal);
             return;
         }
         let here: Vec<NodeId> = self

@@ -22,7 +22,7 @@ use super::settings::Mutant;
 use super::topology::{ChangeKind, SlotRun, Transition};
 use super::{Core, encode_fact};
 use crate::storage::Fact;
-use crate::wire::ident::{Addr, NodeId, ShardId};
+use crate::wire::ident::{Addr, Incarnation, NodeId, Origin, ShardId};
 use crate::wire::peer::{Floors, Move, Progress, Scope, Stage};
 
 pub(super) const FACT_COPIES: Fact = Fact("copies");
@@ -171,9 +171,12 @@ impl Core {
         else {
             return Vec::new();
         };
-        let concerned = self.heirs.iter().filter(|(_, heirs)| heirs.contains(&shard)).map(|(&old, _)| old);
-        let members = concerned.flat_map(|old| from.members(old).iter().map(move |&node| (old, node)));
-        members.filter(|(_, node)| Some(*node) != self.me && !written_off.contains(node)).collect()
+        let members = from.shards.iter().flat_map(|(&old, nodes)| nodes.iter().map(move |&node| (old, node)));
+        let origin = |node| Origin { node, epoch: from.epoch, incarnation: Incarnation(0) };
+        let concerned = |node| self.bearings.shards_of(origin(node)).contains(&shard);
+        let counts =
+            |&(_, node): &(ShardId, NodeId)| concerned(node) && Some(node) != self.me && !written_off.contains(&node);
+        members.filter(counts).collect()
     }
 
     fn lacks(&self, replica: &Replica, has: &Vector, handed: &Handed) -> bool {
@@ -215,7 +218,9 @@ impl Core {
     /// waited for.
     pub(super) fn next_handover(&self, shard: ShardId, filled: &[ShardId]) -> Result<Option<(ShardId, Addr)>, String> {
         let givers = self.givers(shard);
-        let olds = self.heirs.iter().filter(|(old, heirs)| heirs.contains(&shard) && !filled.contains(old));
+        let Some(topology) = &self.topology else { return Ok(None) };
+        let heirs = topology.heirs();
+        let olds = heirs.iter().filter(|(old, heirs)| heirs.contains(&shard) && !filled.contains(old));
         for (&old, _) in olds {
             let of_old = || givers.iter().filter(|(of, _)| *of == old).map(|(_, node)| *node);
             let mine = self.replica.as_ref().and_then(|replica| replica.handed.as_ref());

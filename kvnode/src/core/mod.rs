@@ -39,7 +39,7 @@ mod stable;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::storage::{Fact, Result, Store};
-use crate::wire::ident::{Addr, Incarnation, NodeId, ShardId, Slot};
+use crate::wire::ident::{Addr, Incarnation, NodeId, ShardId};
 use crate::wire::peer::{Batch, Message, Stable, Stage};
 
 use admin::{AdminAnswer, AdminOp};
@@ -56,7 +56,7 @@ use request::{Answer, Op};
 use serve::Waiting;
 use settings::{Mutant, Settings};
 use stable::Settling;
-use topology::{SlotRun, Topology};
+use topology::{Bearings, Topology};
 
 /// Readings of the driver's clocks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -150,9 +150,7 @@ pub struct Core {
     store: Box<dyn Store>,
     inventory: Inventory,
     topology: Option<Topology>,
-    /// What [`Topology::heirs`] says, and the slots that this node's shard has.
-    heirs: BTreeMap<ShardId, BTreeSet<ShardId>>,
-    own_runs: Vec<SlotRun>,
+    bearings: Bearings,
     consensus: Option<Consensus>,
     office: Office,
     me: Option<NodeId>,
@@ -228,8 +226,7 @@ impl Core {
             store,
             inventory,
             topology: None,
-            heirs: BTreeMap::new(),
-            own_runs: Vec::new(),
+            bearings: Bearings::default(),
             consensus: None,
             office: Office::default(),
             me: None,
@@ -428,12 +425,6 @@ impl Core {
     fn mates(&self) -> Vec<Addr> {
         let Some(replica) = &self.replica else { return Vec::new() };
         replica.others.iter().filter_map(|&node| self.addr_of(node).cloned()).collect()
-    }
-
-    /// Whether the key's slot belongs to the shard that this node is in.
-    fn owns(&self, slot: Slot) -> bool {
-        let after = self.own_runs.partition_point(|&(first, _)| first <= slot);
-        after > 0 && slot <= self.own_runs[after - 1].1
     }
 
     fn is_serving(&self) -> bool {

@@ -87,7 +87,7 @@ impl Core {
         let Some(shard) = replica.shard else { return };
         let scope = Scope { epoch: topology.layout.epoch, shard };
         self.reason = format!("fetching the shard's data from {peer}");
-        let repair = self.new_repair(peer, scope, self.own_runs.clone(), Purpose::Mate);
+        let repair = self.new_repair(peer, scope, self.bearings.own_runs.clone(), Purpose::Mate);
         self.start_repair(repair);
     }
 
@@ -160,9 +160,9 @@ impl Core {
 
     pub(super) fn repair_started(&mut self, from: &Addr, id: u64, scope: Scope, runs: &[SlotRun]) {
         let (Some(replica), Some((target, whole))) = (&self.replica, self.source(scope)) else { return };
-        if runs.iter().any(|&(first, last)| first > last || last.0 >= SLOT_COUNT)
-            || runs.len() > usize::from(SLOT_COUNT)
-        {
+        // In order, so no slot is listed twice and the answer is bounded.
+        let ordered = runs.windows(2).all(|pair| pair[0].1 < pair[1].0);
+        if !ordered || runs.iter().any(|&(first, last)| first > last || last.0 >= SLOT_COUNT) {
             return;
         }
         let message = Message::RepairBegin {

@@ -25,6 +25,8 @@ pub struct Replica {
     pub others: Vec<NodeId>,
     /// Under which this replica writes now.
     pub origin: Origin,
+    /// Under which it wrote before the last change of layout, while writes under it may still wait for copies.
+    pub before: Option<Origin>,
     pub stage: Stage,
     pub applied: Vector,
     /// The part of `applied` that would survive a loss of power.
@@ -63,6 +65,7 @@ impl Replica {
             shard: Some(shard),
             others,
             origin,
+            before: None,
             stage: Stage::Filling,
             applied: Vector::new(),
             durable: Vector::new(),

@@ -152,8 +152,13 @@ impl Core {
     }
 
     pub(super) fn held(&mut self, from: &Addr, origin: Origin, seq: u64) {
-        if self.replica.as_ref().is_some_and(|replica| replica.origin == origin) {
+        let Some(replica) = &self.replica else { return };
+        if replica.origin == origin {
             self.note_held(from, seq);
+        } else if replica.before == Some(origin)
+            && let Some(peer) = self.peers.get_mut(from)
+        {
+            peer.held_before = peer.held_before.max(seq);
         }
     }
 

@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::causal::{Context, Vector};
 use super::causality::Check;
+use super::contact::Peer;
 use super::request::{Answer, Op};
 use super::settings::Mutant;
 use super::topology::slots_in;
 use super::{Core, Effect, token};
 use crate::storage::{Result, Version};
-use crate::wire::ident::{Addr, Dot, Key, ShardId, Slot};
+use crate::wire::ident::{Addr, Dot, Key, NodeId, ShardId, Slot};
 use crate::wire::peer::{Message, Stage, Write};
 
 /// Versions read for one page of a listing, at most: a page may be shorter than asked for.
@@ -77,6 +78,16 @@ struct Unacknowledged {
     seen: Vector,
 }
 
+/// Up to which number other replicas hold the writes of one origin.
+#[derive(Debug, Default)]
+struct Acknowledgements {
+    /// Replicas of the shard, this one included.
+    size: usize,
+    /// Of those that count, and of those among them that can be reached.
+    all: Vec<u64>,
+    reachable: Vec<u64>,
+}
+
 #[derive(Clone, Copy, Debug)]
 enum WriteDone {
     Created,
@@ -103,8 +114,9 @@ impl Core {
                 }
             }
         }
-        if self.draining {
-            self.answer(requester, Answer::NotReady { reason: "shutting down".into() });
+        if self.draining || self.me.is_none() {
+            let reason = if self.draining { "shutting down".into() } else { self.reason.clone() };
+            self.answer(requester, Answer::NotReady { reason });
             return Ok(());
         }
         self.route(requester, op, context)
@@ -153,14 +165,6 @@ impl Core {
             }
         }
         self.forward_step()
-    }
-
-    /// Answers all writes that wait for copies with the copies that there are: their origin ends here.
-    pub(super) fn answer_all_unacknowledged(&mut self) {
-        for write in &mut self.waiting.unacknowledged {
-            write.deadline_ms = 0;
-        }
-        self.answer_acknowledged();
     }
 
     /// Serves a request of one shard here, or passes it on.
@@ -218,7 +222,7 @@ impl Core {
             Op::Delete { key } => self.write(requester, key, None, own, foreign)?,
             Op::List { prefix, after, limit } => self.list(requester, &prefix, after, limit, own, foreign)?,
             Op::KeyCount { .. } => {
-                let live = self.inventory.live_in(slots_in(&self.own_runs));
+                let live = self.inventory.live_in(slots_in(&self.bearings.own_runs));
                 self.answer(requester, Answer::Count(live));
             }
         }
@@ -332,12 +336,12 @@ impl Core {
                 if keys.len() == page || weight >= LIST_WEIGHT_MAX {
                     break 'pages true;
                 }
-                if self.owns(Slot::of(&key)) {
+                if self.bearings.owns(Slot::of(&key)) {
                     seen.raise(version.dot.origin, version.dot.seq);
                     seen.merge(&version.deps);
                 }
                 last = Some(key.clone());
-                if version.value.is_some() && self.owns(Slot::of(&key)) {
+                if version.value.is_some() && self.bearings.owns(Slot::of(&key)) {
                     weight += key.len();
                     keys.push(key);
                 }
@@ -401,19 +405,27 @@ impl Core {
             return;
         }
         let Some(replica) = &self.replica else { return };
-        let majority = replica.size() / 2 + 1;
-        let (origin, size) = (replica.origin, replica.size());
-        let (held, reachable) = self.acknowledgements();
-        let copies = |dot: &Dot| {
-            let own_life = dot.origin == origin;
-            1 + held.iter().filter(|&&seq| own_life && seq >= dot.seq).count()
+        let serves = |peer: &Peer| matches!(peer.stage, Some(Stage::Serving | Stage::Leaving));
+        let present = self.acknowledgements(replica.others.iter().copied(), |peer| serves(peer).then_some(peer.held));
+        // What was written under the layout before waits for the replicas that the shard had then.
+        let before = replica.before.zip(replica.handed.as_ref()).map(|(origin, handed)| {
+            let others = handed.members.iter().copied().filter(|&node| node != origin.node);
+            (origin, self.acknowledgements(others, |peer| Some(peer.held_before)))
+        });
+        let origin = replica.origin;
+        let none = Acknowledgements::default();
+        let of = |dot: &Dot| match &before {
+            _ if dot.origin == origin => &present,
+            Some((before, held)) if dot.origin == *before => held,
+            _ => &none,
         };
         let now = self.now.mono_ms;
         let mut answers = Vec::new();
         self.waiting.unacknowledged.retain(|write| {
-            let copies = copies(&write.dot);
-            let possible = 1 + reachable.iter().filter(|&&seq| seq < write.dot.seq).count() + (copies - 1);
-            let enough = copies >= majority.min(possible).min(size);
+            let (held, seq) = (of(&write.dot), write.dot.seq);
+            let copies = 1 + held.all.iter().filter(|&&to| to >= seq).count();
+            let possible = copies + held.reachable.iter().filter(|&&to| to < seq).count();
+            let enough = copies >= (held.size / 2 + 1).min(possible);
             if enough || now >= write.deadline_ms {
                 let mut seen = write.seen.clone();
                 if copies == 1 {
@@ -435,19 +447,23 @@ impl Core {
         }
     }
 
-    /// Up to which number each other serving replica holds our writes; first of all of them, then of the reachable ones.
-    fn acknowledgements(&self) -> (Vec<u64>, Vec<u64>) {
-        let (mut held, mut reachable) = (Vec::new(), Vec::new());
-        for addr in self.mates() {
-            let Some(peer) = self.peers.get(&addr) else { continue };
-            if matches!(peer.stage, Some(Stage::Serving | Stage::Leaving)) {
-                held.push(peer.held);
-                if self.is_reachable(peer) {
-                    reachable.push(peer.held);
-                }
+    /// Up to which number each of some other replicas holds our writes; those without a number don't count.
+    fn acknowledgements(
+        &self,
+        others: impl Iterator<Item = NodeId>,
+        held: impl Fn(&Peer) -> Option<u64>,
+    ) -> Acknowledgements {
+        let mut told = Acknowledgements { size: 1, ..Acknowledgements::default() };
+        for node in others {
+            told.size += 1;
+            let Some(peer) = self.peer_of(node) else { continue };
+            let Some(seq) = held(peer) else { continue };
+            told.all.push(seq);
+            if self.is_reachable(peer) {
+                told.reachable.push(seq);
             }
         }
-        (held, reachable)
+        told
     }
 
     /// Hands an answer to whoever wants it.

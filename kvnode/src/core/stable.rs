@@ -52,7 +52,7 @@ impl Core {
         let lives = nodes.filter_map(|node| Some((node, self.newest_life(node)?))).collect();
         Report {
             epoch: self.topology.as_ref().map_or(replica.origin.epoch, |topology| topology.layout.epoch),
-            oldest: self.topology.as_ref().map_or(replica.origin.epoch, super::topology::Topology::oldest_epoch),
+            oldest: self.bearings.oldest,
             frozen: self.is_frozen(),
             applied: replica.applied.clone(),
             durable: replica.durable.clone(),
@@ -75,6 +75,9 @@ impl Core {
         let epoch = self.topology.as_ref().map(|topology| topology.layout.epoch);
         if epoch != Some(report.epoch) {
             return;
+        }
+        if let Some(before) = self.replica.as_ref().and_then(|replica| replica.before) {
+            self.held(from, before, report.applied.get(before));
         }
         let held = self.replica.as_ref().map_or(0, |replica| report.applied.get(replica.origin));
         if let Some(peer) = self.peers.get_mut(from) {
@@ -99,7 +102,7 @@ impl Core {
             let known = floors.entry(of).or_insert(floor);
             *known = (*known).max(floor);
         }
-        let oldest = self.topology.as_ref().map_or(Epoch(0), super::topology::Topology::oldest_epoch);
+        let oldest = self.bearings.oldest;
         floors.retain(|(_, epoch), _| *epoch >= oldest);
         stable.vector.merge(&told.vector);
         stable.vector.retain(|origin, _| {
@@ -111,17 +114,15 @@ impl Core {
 
     /// Whether every serving replica of every shard that the origin concerns has the entry.
     pub(super) fn is_stable(&self, origin: Origin, seq: u64) -> bool {
-        let Some(topology) = &self.topology else { return false };
-        if origin.epoch < topology.oldest_epoch() {
+        if origin.epoch < self.bearings.oldest {
             return true;
         }
-        let Some(home) = topology.home_of(origin) else { return false };
         let in_shard = |shard: ShardId| {
             let Some(stable) = self.stables.get(&shard) else { return false };
             stable.vector.get(origin) >= seq || is_below(&stable.floors, origin)
         };
-        let mut shards = self.shards_of(origin, home).peekable();
-        shards.peek().is_some() && shards.all(in_shard)
+        let shards = self.bearings.shards_of(origin);
+        !shards.is_empty() && shards.iter().copied().all(in_shard)
     }
 
     /// Whether slots are being copied: until they are, nothing new becomes stable (see [`super::handover`]).
@@ -268,7 +269,7 @@ impl Core {
         const VERSIONS_MAX: usize = 10_000;
         // While old members hand over, an older write than a deletion may still turn up.
         let steady = self.is_steady() && !self.is_frozen();
-        if !self.owns(slot) {
+        if !self.bearings.owns(slot) {
             return Ok(());
         }
         let versions = self.store.slot(slot, None, VERSIONS_MAX)?;
@@ -299,8 +300,7 @@ impl Core {
         }
         let Some(settled) = &self.settling.settled else { return false };
         let origin = version.dot.origin;
-        let oldest = self.topology.as_ref().map_or(Epoch(0), super::topology::Topology::oldest_epoch);
-        let retired = origin.epoch < oldest || is_below(&settled.floors, origin);
+        let retired = origin.epoch < self.bearings.oldest || is_below(&settled.floors, origin);
         settled.vector.covers(version.dot) || retired
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::Front;
 use super::reply::{Refusal, Reply};
 use crate::core::admin::{AdminAnswer, AdminOp, JobState};
-use crate::core::topology::{Outcome, Refusal as Refused};
+use crate::core::topology::{NODES_MAX, Outcome, Refusal as Refused};
 use crate::node::NodeHandle;
 use crate::wire::ident::{Addr, Epoch, ShardId};
 
@@ -177,6 +177,7 @@ fn refusal(answer: AdminAnswer) -> Refusal {
     match refused {
         Refused::NoSuchShard => Refusal::NoSuchShard,
         Refused::NoSuchReplica => Refusal::NoSuchReplica,
+        Refused::ViewFull => Refusal::Conflict(format!("The view has {NODES_MAX} nodes already: no more fit")),
         Refused::NotEnoughNodes => Refusal::NotEnoughNodes,
         Refused::InAnotherShard(shard) => Refusal::Conflict(format!("The node is in shard {shard} already")),
         Refused::LastReplica(shard) => {

@@ -133,7 +133,7 @@ impl Slot {
 }
 
 /// Number of a layout; rises only when a slot or a member changes place. The first layout is 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u32);
 
 /// One life of a node's process. Of two lives of one node the later has the larger number.

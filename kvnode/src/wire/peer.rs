@@ -168,7 +168,7 @@ pub enum Message {
     },
     /// "Put this in the log", to its leader or to who may know it.
     Propose {
-        request: RequestId,
+        request: Option<RequestId>,
         proposal: Proposal,
     },
 

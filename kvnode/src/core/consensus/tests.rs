@@ -72,7 +72,7 @@ impl Group {
 
     fn join(&mut self, number: u64, n: u32) {
         let request = RequestId { node: NodeId(1), life: birth(1), number };
-        self.leader().propose(request, &Proposal::Join { addr: addr(n), birth: Some(birth(n)) });
+        self.leader().propose(Some(request), &Proposal::Join { addr: addr(n), birth: Some(birth(n)) });
     }
 }
 
@@ -123,7 +123,7 @@ fn a_voter_that_comes_back_with_its_log_goes_on_and_one_without_is_another() {
     group.members.insert(id, Consensus::join(id, again, &topology));
     let request = RequestId { node: NodeId(1), life: birth(1), number: 2 };
     group.run(40);
-    group.leader().propose(request, &Proposal::Join { addr: addr(2), birth: Some(again) });
+    group.leader().propose(Some(request), &Proposal::Join { addr: addr(2), birth: Some(again) });
     group.run(60);
     assert_eq!(group.members[&id].state().births[&id], again);
     let seats = group.leader().raw.raft.prs().conf().voters().ids().iter().collect::<BTreeSet<_>>();

@@ -145,7 +145,8 @@ impl Core {
 
     pub fn status(&self) -> Status {
         let replica = self.replica.as_ref();
-        let digest = slots_in(&self.own_runs).fold(0, |sum: u64, slot| sum.wrapping_add(self.inventory.digest(slot)));
+        let digest =
+            slots_in(&self.bearings.own_runs).fold(0, |sum: u64, slot| sum.wrapping_add(self.inventory.digest(slot)));
         Status {
             node: self.settings.me.clone(),
             node_id: self.me.map(|me| me.0),
@@ -156,7 +157,7 @@ impl Core {
             reason: if self.ready().is_ok() { String::new() } else { self.reason.clone() },
             life: self.life.0,
             writes: replica.map_or(0, super::replica::Replica::seq),
-            keys: self.inventory.live_in(slots_in(&self.own_runs)),
+            keys: self.inventory.live_in(slots_in(&self.bearings.own_runs)),
             digest: format!("{digest:016x}"),
             log_bytes: replica.map_or(0, |replica| replica.log.weight()),
             waiting: self.waiting.len(),
@@ -218,7 +219,7 @@ impl Core {
     /// If the store can't be read.
     pub fn contents(&self) -> Result<Vec<(Key, Version)>> {
         let mut versions = self.store.keys("", None, usize::MAX)?;
-        versions.retain(|(key, _)| self.owns(Slot::of(key)));
+        versions.retain(|(key, _)| self.bearings.owns(Slot::of(key)));
         Ok(versions)
     }
 

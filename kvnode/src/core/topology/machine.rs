@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::{Change, ChangeKind, Ended, Layout, Topology, Transition, plan};
 use crate::wire::ident::{Addr, Epoch, Incarnation, NodeId, ShardId};
 
+/// Nodes of a cluster at most: a bound on what every node keeps per peer.
+pub const NODES_MAX: usize = 1_024;
 /// Decisions remembered, so that a repeated request is told what was decided.
 const DECIDED_MAX: usize = 64;
 
@@ -81,6 +83,8 @@ pub enum Outcome {
 pub enum Refusal {
     NoSuchShard,
     NoSuchReplica,
+    /// No more nodes than [`NODES_MAX`].
+    ViewFull,
     InAnotherShard(ShardId),
     NotEnoughNodes,
     LastReplica(ShardId),
@@ -100,13 +104,14 @@ type Decision = Result<Outcome, Refusal>;
 const DONE: Outcome = Outcome::Done { warnings: Vec::new() };
 
 impl Topology {
-    /// Applies what is next in the log.
-    pub fn apply(&mut self, request: RequestId, proposal: &Proposal) {
-        if self.outcome_of(request).is_some() {
+    /// Applies what is next in the log. A request that was decided is not acted on again; what nobody asks about (nodes that
+    /// join by themselves, the leader's own steps) is not remembered, and so can't push out what somebody does.
+    pub fn apply(&mut self, request: Option<RequestId>, proposal: &Proposal) {
+        if request.is_some_and(|request| self.outcome_of(request).is_some()) {
             return;
         }
         let outcome = self.decide(proposal).unwrap_or_else(Outcome::Refused);
-        self.decided.push_back((request, outcome));
+        self.decided.extend(request.map(|request| (request, outcome)));
         if self.decided.len() > DECIDED_MAX {
             self.decided.pop_front();
         }
@@ -128,6 +133,7 @@ impl Topology {
     fn join(&mut self, addr: &Addr, birth: Option<Incarnation>) -> Decision {
         let (node, known) = match self.node_at(addr) {
             Some(node) => (node, true),
+            None if self.nodes.len() >= NODES_MAX => return Err(Refusal::ViewFull),
             None => {
                 let node = NodeId(self.next_node);
                 self.next_node += 1;

@@ -15,6 +15,7 @@
 //!
 //! At most two epochs are ever alive, so that neither contexts nor vectors grow with the number of changes.
 
+mod bearings;
 mod layout;
 pub mod machine;
 pub mod plan;
@@ -23,10 +24,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::ident::{Addr, Epoch, Incarnation, NodeId, Origin, ShardId};
+use crate::wire::ident::{Addr, Epoch, Incarnation, NodeId, ShardId};
 
+pub use bearings::Bearings;
 pub use layout::{Layout, SlotRun, slots_in};
-pub use machine::{Outcome, Proposal, Refusal, RequestId};
+pub use machine::{NODES_MAX, Outcome, Proposal, Refusal, RequestId};
 
 /// Random, made at formation: two clusters never have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -155,13 +157,6 @@ impl Topology {
     /// Origins of earlier epochs are retired: all that still exists of them is everywhere.
     pub fn oldest_epoch(&self) -> Epoch {
         self.from().map_or(self.layout.epoch, |from| from.epoch)
-    }
-
-    /// The shard that an origin belonged to in its epoch; `None` if the topology knows no such origin.
-    pub fn home_of(&self, origin: Origin) -> Option<ShardId> {
-        let layouts = [Some(&self.layout), self.from()];
-        let layout = layouts.into_iter().flatten().find(|layout| layout.epoch == origin.epoch)?;
-        layout.shard_of_node(origin.node)
     }
 
     /// For each shard of the layout before: the shards that have its slots now.

@@ -1,0 +1,49 @@
+//! What every request asks of a topology, looked up once per topology instead of once per request.
+
+use std::collections::BTreeMap;
+
+use super::{SlotRun, Topology};
+use crate::wire::ident::{Epoch, NodeId, Origin, ShardId, Slot};
+
+/// A topology from one node's point of view.
+#[derive(Clone, Debug, Default)]
+pub struct Bearings {
+    /// Per living epoch and member, the shards that now have slots which it may have written to then.
+    concerned: BTreeMap<(Epoch, NodeId), Vec<ShardId>>,
+    /// Origins of earlier epochs are retired.
+    pub oldest: Epoch,
+    /// The slots of the shard that this node is in, in order.
+    pub own_runs: Vec<SlotRun>,
+}
+
+impl Bearings {
+    pub fn of(topology: &Topology, me: Option<NodeId>) -> Self {
+        let mut concerned = BTreeMap::new();
+        if let Some(from) = topology.from() {
+            for (old, heirs) in topology.heirs() {
+                for &node in from.members(old) {
+                    concerned.insert((from.epoch, node), heirs.iter().copied().collect());
+                }
+            }
+        }
+        for (&shard, members) in &topology.layout.shards {
+            for &node in members {
+                concerned.insert((topology.layout.epoch, node), vec![shard]);
+            }
+        }
+        let own = me.and_then(|me| topology.layout.shard_of_node(me));
+        let own_runs = own.map(|shard| topology.layout.runs_of(shard)).unwrap_or_default();
+        Self { concerned, oldest: topology.oldest_epoch(), own_runs }
+    }
+
+    /// The shards that now have slots which an origin may have written to; none if no living layout knows it.
+    pub fn shards_of(&self, origin: Origin) -> &[ShardId] {
+        self.concerned.get(&(origin.epoch, origin.node)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether a slot is among those of the shard that this node is in.
+    pub fn owns(&self, slot: Slot) -> bool {
+        let after = self.own_runs.partition_point(|&(first, _)| first <= slot);
+        after > 0 && slot <= self.own_runs[after - 1].1
+    }
+}
