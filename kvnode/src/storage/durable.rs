@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
+use super::aside::Aside;
 use super::{Fact, Result, Store, StoreError, Syncer, Version};
 use crate::wire::ident::{Key, Slot};
 
@@ -42,6 +43,7 @@ pub struct DurableStore {
     facts: Keyspace,
     staged: Staged,
     staged_facts: BTreeMap<&'static str, Vec<u8>>,
+    aside: Aside,
     syncer: Arc<FjallSyncer>,
 }
 
@@ -126,7 +128,8 @@ impl DurableStore {
         let syncer =
             FjallSyncer { db: db.clone(), committed: AtomicU64::new(recovered), synced: Mutex::new((path, synced)) };
         let (staged, staged_facts) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { db, versions, keys, facts, staged, staged_facts, syncer: Arc::new(syncer) })
+        let aside = Aside::new(dir.join("set-aside.jsonl"));
+        Ok(Self { db, versions, keys, facts, staged, staged_facts, aside, syncer: Arc::new(syncer) })
     }
 
     /// Opens the store in `dir`. A damaged one is set aside, and an empty one takes its place; then where the damaged one is
@@ -225,6 +228,11 @@ impl Store for DurableStore {
         self.staged.insert(key.clone(), (slot, None));
     }
 
+    fn set_aside(&mut self, key: &Key, version: &Version) -> bool {
+        self.aside.push(key, version);
+        true
+    }
+
     fn fact(&self, name: Fact) -> Result<Option<Vec<u8>>> {
         if let Some(staged) = self.staged_facts.get(name.0) {
             return Ok(Some(staged.clone()));
@@ -282,6 +290,8 @@ impl Store for DurableStore {
         if self.staged.is_empty() && self.staged_facts.is_empty() {
             return Ok(false);
         }
+        // First: what the batch removes must not be lost between the two.
+        self.aside.write().map_err(|error| io_error(&error))?;
         let number = self.syncer.committed.load(Ordering::Relaxed) + 1;
         let mut batch = self.db.batch().durability(Some(PersistMode::Buffer));
         for (key, (slot, version)) in std::mem::take(&mut self.staged) {

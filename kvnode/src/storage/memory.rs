@@ -127,6 +127,10 @@ impl Store for MemoryStore {
         self.remember(|| Undo::Version(key.clone(), before));
     }
 
+    fn set_aside(&mut self, _key: &Key, _version: &Version) -> bool {
+        false
+    }
+
     fn fact(&self, name: Fact) -> Result<Option<Vec<u8>>> {
         Ok(self.facts.get(&name).cloned())
     }

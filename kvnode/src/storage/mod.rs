@@ -72,6 +72,9 @@ pub trait Store: Send {
     /// Stages the removal of the key's version, tombstone or not.
     fn remove(&mut self, slot: Slot, key: &Key);
 
+    /// Stages a version to be kept where a person finds it and this store never reads it again. `false`: there is no such place.
+    fn set_aside(&mut self, key: &Key, version: &Version) -> bool;
+
     fn fact(&self, name: Fact) -> Result<Option<Vec<u8>>>;
 
     fn set_fact(&mut self, name: Fact, value: Vec<u8>);
@@ -94,6 +97,7 @@ pub trait Store: Send {
     fn syncer(&self) -> Option<std::sync::Arc<dyn Syncer>>;
 }
 
+mod aside;
 pub mod dir;
 pub mod durable;
 pub mod memory;

@@ -3,6 +3,7 @@
 //! `KV_SEEDS=10000` runs more seeds; `KV_SEED=n` runs one and prints what the nodes said.
 
 mod naive;
+mod operators;
 mod reshard;
 mod rng;
 mod scenarios;
@@ -154,4 +155,14 @@ fn what_an_old_member_covers_elsewhere_says_nothing_of_slots_it_gave_away() {
 fn many_changes_leave_nothing_behind() {
     let changes = number("KV_CHANGES").unwrap_or(60) as u32;
     reshard::many_changes_leave_nothing_behind(changes);
+}
+
+#[test]
+fn a_cluster_goes_on_without_its_majority() {
+    assert_eq!(operators::a_cluster_goes_on_without_its_majority(), Ok(()));
+}
+
+#[test]
+fn a_write_before_the_flip_is_answered_with_its_copies() {
+    assert_eq!(operators::a_write_before_the_flip_is_answered_with_its_copies(), Ok(()));
 }
