@@ -65,6 +65,8 @@ pub struct SimNode {
     admins: BTreeSet<u64>,
     awake: BTreeSet<Addr>,
     log_position: u64,
+    last_tick_ms: u64,
+    tick_due_ms: u64,
 }
 
 pub struct World {
@@ -108,6 +110,8 @@ impl World {
             admins: BTreeSet::new(),
             awake: BTreeSet::new(),
             log_position: 0,
+            last_tick_ms: 0,
+            tick_due_ms: 0,
         };
         Self {
             rng: Rng::new(seed),
@@ -173,6 +177,7 @@ impl World {
         self.nodes[node].log_position = 0;
         let life = self.nodes[node].life;
         let jitter = self.rng.below(TICK_MS);
+        (self.nodes[node].last_tick_ms, self.nodes[node].tick_due_ms) = (self.now_ms, self.now_ms + jitter);
         self.later(jitter, Step::Tick { node, life });
         self.later(self.sync_every_ms, Step::SyncStart { node, life });
     }
@@ -245,9 +250,10 @@ impl World {
 
     fn run(&mut self, step: Step) {
         match step {
-            Step::Tick { node, life } if self.lives(node, life) => {
+            Step::Tick { node, life } if self.lives(node, life) && self.nodes[node].tick_due_ms <= self.now_ms => {
+                self.nodes[node].last_tick_ms = self.now_ms;
+                self.nodes[node].tick_due_ms = u64::MAX;
                 self.event(node, Event::Tick);
-                self.later(TICK_MS, Step::Tick { node, life });
             }
             Step::SyncStart { node, life } if self.lives(node, life) => self.sync_start(node, life),
             Step::SyncEnd { node, life, mark, batches } if self.lives(node, life) => {
@@ -334,6 +340,19 @@ impl World {
         }
         self.note_held(node);
         self.turn_end(node);
+        self.set_alarm(node);
+    }
+
+    /// An event may make the next tick due earlier.
+    fn set_alarm(&mut self, node: usize) {
+        let SimNode { core, last_tick_ms, tick_due_ms, life, .. } = &self.nodes[node];
+        let interval = core.as_ref().expect("it runs").tick_interval_ms();
+        let due = (last_tick_ms + interval).max(self.now_ms);
+        if due < *tick_due_ms {
+            let life = *life;
+            self.nodes[node].tick_due_ms = due;
+            self.later(due - self.now_ms, Step::Tick { node, life });
+        }
     }
 
     /// Keeps track of which node has applied which write, for the judge of losses.
