@@ -1,7 +1,7 @@
 //! The durable engine: fjall, a log-structured merge tree in pure Rust. Data may outgrow memory.
 //!
 //! Three keyspaces:
-//! - `versions`: slot (2 bytes, big-endian) and the key's UTF-8 → format byte 1 and postcard of the [`Version`]. A slot is a
+//! - `versions`: slot (2 bytes, big-endian) and the key's UTF-8 → a [`Version`], see [`encode`]. A slot is a
 //!   range of keys.
 //! - `keys`: the key's UTF-8 → its slot. The order for listings; written only when a key appears or disappears.
 //! - `facts`: a name → its bytes. One of them is the number of the batch that wrote last.
@@ -23,14 +23,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::aside::Aside;
-use super::{Fact, Result, Store, StoreError, Syncer, Version};
+use super::{Fact, Result, Store, StoreError, Syncer, Version, decode, encode};
 use crate::wire::ident::{Key, Slot};
 
 /// Block cache. Small, for a container with a few hundred MiB.
 const CACHE_BYTES: u64 = 32 << 20;
 /// Journals that wait for their data to reach tables.
 const JOURNAL_BYTES: u64 = 128 << 20;
-const FORMAT: u8 = 1;
 const BATCH: &str = "batch";
 
 /// Staged changes; `None`: removed.
@@ -77,17 +76,6 @@ impl From<fjall::Error> for StoreError {
 
 fn version_key(slot: Slot, key: &str) -> Vec<u8> {
     [&slot.0.to_be_bytes(), key.as_bytes()].concat()
-}
-
-fn encode(version: &Version) -> Vec<u8> {
-    postcard::to_extend(version, vec![FORMAT]).expect("a version holds nothing that postcard refuses")
-}
-
-fn decode(bytes: &[u8]) -> Result<Version> {
-    match bytes.split_first() {
-        Some((&FORMAT, body)) => postcard::from_bytes(body).map_err(|error| StoreError::Damaged(error.to_string())),
-        other => Err(StoreError::Damaged(format!("a version of format {:?}", other.map(|(format, _)| format)))),
-    }
 }
 
 fn decode_key(bytes: &[u8]) -> Result<Key> {

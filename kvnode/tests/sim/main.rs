@@ -4,6 +4,7 @@
 
 mod naive;
 mod operators;
+mod quiet;
 mod reshard;
 mod rng;
 mod scenarios;
@@ -165,4 +166,19 @@ fn a_cluster_goes_on_without_its_majority() {
 #[test]
 fn a_write_before_the_flip_is_answered_with_its_copies() {
     assert_eq!(operators::a_write_before_the_flip_is_answered_with_its_copies(), Ok(()));
+}
+
+#[test]
+fn a_cluster_at_rest_says_little() {
+    quiet::a_cluster_at_rest_says_little();
+}
+
+#[test]
+fn a_death_at_rest_is_noticed_within_three_seconds() {
+    quiet::a_death_at_rest_is_noticed_within_three_seconds();
+}
+
+#[test]
+fn the_first_write_after_a_rest_gets_its_copies() {
+    quiet::the_first_write_after_a_rest_gets_its_copies();
 }

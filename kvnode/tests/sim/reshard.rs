@@ -148,6 +148,7 @@ pub fn a_dependency_reaches_both_heirs(mutant: Option<Mutant>) -> Result<(), Str
     let context = context_of(ask(&mut world, 0, 2, put(&moves, "2"), None))?;
     wait_for(&mut world, 3_000, "the flip", |world| [0, 1, 2, 5].iter().all(|&node| epoch_at(world, node) == 2))?;
     context_of(ask(&mut world, 0, 3, put(&stays, "3"), Some(&context)))?;
+    wait_for(&mut world, 1_000, "its copy", |world| holds(world, 1, &stays))?;
     // Somebody else reads only what depends on it.
     let context = context_of(ask(&mut world, 1, 4, get(&stays), None))?;
     match ask(&mut world, 5, 5, get(&moves), Some(&context)) {

@@ -85,6 +85,9 @@ pub struct World {
     log_weight_max: usize,
     mutant: Option<Mutant>,
     sync_every_ms: u64,
+    /// Batches sent on links, and ticks, so far.
+    pub batches: u64,
+    pub ticks: u64,
     /// Everything that happened, in order: equal for equal seeds.
     pub trace: u64,
     pub said: Vec<String>,
@@ -127,6 +130,8 @@ impl World {
             log_weight_max,
             mutant,
             sync_every_ms: SYNC_EVERY_MS[(seed / 5 % 3) as usize],
+            batches: 0,
+            ticks: 0,
             trace: 0,
             said: Vec::new(),
             held: BTreeMap::new(),
@@ -251,6 +256,7 @@ impl World {
     fn run(&mut self, step: Step) {
         match step {
             Step::Tick { node, life } if self.lives(node, life) && self.nodes[node].tick_due_ms <= self.now_ms => {
+                self.ticks += 1;
                 self.nodes[node].last_tick_ms = self.now_ms;
                 self.nodes[node].tick_due_ms = u64::MAX;
                 self.event(node, Event::Tick);
@@ -307,7 +313,7 @@ impl World {
             }
             return;
         }
-        self.event(to, Event::Batch(read(batch)));
+        self.handle(to, Event::Batch(read(batch)));
         let (now, peer) = (self.now(to), self.nodes[from].addr.clone());
         let core = self.nodes[to].core.as_mut().expect("it was there a moment ago");
         let answer = encode(&core.answer_batch(now, &peer));
@@ -316,6 +322,9 @@ impl World {
             let (in_ms, batch) = arrival.map_or((ANSWER_TIMEOUT_MS, None), |in_ms| (in_ms, Some(answer)));
             self.later(in_ms, Step::Answer { from, to, life, batch });
         }
+        // As the driver does: what the answer carried needs no batch of its own.
+        self.turn_end(to);
+        self.set_alarm(to);
     }
 
     fn weather(&self, from: usize, to: usize) -> Weather {
@@ -330,6 +339,13 @@ impl World {
     }
 
     fn event(&mut self, node: usize, event: Event) {
+        self.handle(node, event);
+        self.turn_end(node);
+        self.set_alarm(node);
+    }
+
+    /// The part of a turn up to the commit.
+    fn handle(&mut self, node: usize, event: Event) {
         let now = self.now(node);
         let core = self.nodes[node].core.as_mut().expect("events go to nodes that run");
         core.handle(now, event).expect("memory does not fail");
@@ -339,8 +355,6 @@ impl World {
             disk.mark_synced(all);
         }
         self.note_held(node);
-        self.turn_end(node);
-        self.set_alarm(node);
     }
 
     /// An event may make the next tick due earlier.
@@ -419,6 +433,7 @@ impl World {
     }
 
     fn post(&mut self, from: usize, to: usize, batch: Bytes) {
+        self.batches += 1;
         let life = self.nodes[from].life;
         match self.travel(from, to) {
             Some(in_ms) => self.later(in_ms, Step::Request { from, to, life, batch: batch.clone(), original: true }),
