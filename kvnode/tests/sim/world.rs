@@ -87,6 +87,8 @@ pub struct World {
     sync_every_ms: u64,
     /// Batches sent on links, and ticks, so far.
     pub batches: u64,
+    /// Bytes of these batches and of what they were answered with.
+    pub bytes: u64,
     pub ticks: u64,
     /// Everything that happened, in order: equal for equal seeds.
     pub trace: u64,
@@ -131,6 +133,7 @@ impl World {
             mutant,
             sync_every_ms: SYNC_EVERY_MS[(seed / 5 % 3) as usize],
             batches: 0,
+            bytes: 0,
             ticks: 0,
             trace: 0,
             said: Vec::new(),
@@ -317,6 +320,7 @@ impl World {
         let (now, peer) = (self.now(to), self.nodes[from].addr.clone());
         let core = self.nodes[to].core.as_mut().expect("it was there a moment ago");
         let answer = encode(&core.answer_batch(now, &peer));
+        self.bytes += answer.len() as u64;
         if original {
             let arrival = self.travel(to, from);
             let (in_ms, batch) = arrival.map_or((ANSWER_TIMEOUT_MS, None), |in_ms| (in_ms, Some(answer)));
@@ -434,6 +438,7 @@ impl World {
 
     fn post(&mut self, from: usize, to: usize, batch: Bytes) {
         self.batches += 1;
+        self.bytes += batch.len() as u64;
         let life = self.nodes[from].life;
         match self.travel(from, to) {
             Some(in_ms) => self.later(in_ms, Step::Request { from, to, life, batch: batch.clone(), original: true }),
