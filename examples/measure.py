@@ -45,9 +45,9 @@ def wait_ready(address):
 
 
 def cpu_us(process):
-    """User and system time so far; the kernel counts in ticks of 10 ms."""
-    fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
-    return sum(map(int, fields[11:13])) * 10_000
+    """User and system time so far, of all threads."""
+    tasks = pathlib.Path(f"/proc/{process.pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) // 1000
 
 
 def load(name, processes, arguments):
@@ -64,7 +64,7 @@ def rest(processes):
     time.sleep(5)
     before = [cpu_us(process) for process in processes]
     time.sleep(REST_SECONDS)
-    each = [round((cpu_us(p) - b) / 1000 / REST_SECONDS, 1) for p, b in zip(processes, before)]
+    each = [round((cpu_us(p) - b) / 1000 / REST_SECONDS, 2) for p, b in zip(processes, before)]
     print(f"at rest: {sum(each):.1f} ms CPU per second, per node {each}")
 
 

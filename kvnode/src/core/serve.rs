@@ -12,7 +12,7 @@ use super::contact::Peer;
 use super::request::{Answer, Op};
 use super::settings::Mutant;
 use super::topology::slots_in;
-use super::{Core, Effect, token};
+use super::{Core, Effect};
 use crate::storage::{Result, Version};
 use crate::wire::ident::{Addr, Dot, Key, NodeId, ShardId, Slot};
 use crate::wire::peer::{Message, Stage, Write};
@@ -99,14 +99,14 @@ impl Core {
     /// A client's request arrives.
     pub(super) fn client(&mut self, id: u64, op: Op, tokens: &[String]) -> Result<()> {
         let requester = Requester::Client(id);
-        let Some(topology) = &self.topology else {
+        let Some(seal) = &self.bearings.seal else {
             let reason = self.reason.clone();
             self.answer(requester, Answer::NotReady { reason });
             return Ok(());
         };
         let mut context = Context::nothing();
         for text in tokens {
-            match token::decode(&topology.context_key, text) {
+            match seal.decode(text) {
                 Some(part) => context.merge(&part),
                 None => {
                     self.answer(requester, Answer::Malformed);
@@ -421,23 +421,33 @@ impl Core {
             _ => &none,
         };
         let now = self.now.mono_ms;
-        let mut answers = Vec::new();
-        self.waiting.unacknowledged.retain(|write| {
+        let is_done = |write: &Unacknowledged| {
             let (held, seq) = (of(&write.dot), write.dot.seq);
             let copies = 1 + held.all.iter().filter(|&&to| to >= seq).count();
             let possible = copies + held.reachable.iter().filter(|&&to| to < seq).count();
             let enough = copies >= (held.size / 2 + 1).min(possible);
-            if enough || now >= write.deadline_ms {
-                let mut seen = write.seen.clone();
-                if copies == 1 {
-                    seen.merge(&write.own);
+            (enough || now >= write.deadline_ms).then_some(copies as u32)
+        };
+        let (mut answers, mut kept) = (Vec::new(), Vec::new());
+        while let Some(write) = self.waiting.unacknowledged.pop_front() {
+            match is_done(&write) {
+                Some(copies) => answers.push((write, copies)),
+                None => {
+                    // What has come after it under the same origin waits too.
+                    let last = write.dot.origin == origin;
+                    kept.push(write);
+                    if last {
+                        break;
+                    }
                 }
-                answers.push((write.requester.clone(), write.done, seen, copies as u32));
-                return false;
             }
-            true
-        });
-        for (requester, done, seen, replicas) in answers {
+        }
+        kept.into_iter().rev().for_each(|write| self.waiting.unacknowledged.push_front(write));
+        for (write, replicas) in answers {
+            let Unacknowledged { requester, done, mut seen, own, .. } = write;
+            if replicas == 1 {
+                seen.merge(&own);
+            }
             let context = self.context(seen);
             let answer = match done {
                 WriteDone::Created => Answer::Created { context, replicas },
@@ -481,10 +491,8 @@ impl Core {
 
     /// The same answer with its context as a token.
     fn with_token(&self, answer: Answer) -> Answer<String> {
-        let text = |context: Context| {
-            let key = &self.topology.as_ref().expect("contexts exist only in a cluster").context_key;
-            token::encode(key, &context)
-        };
+        let text =
+            |context: Context| self.bearings.seal.as_ref().expect("contexts exist only in a cluster").encode(&context);
         match answer {
             Answer::Found { value, context } => Answer::Found { value, context: text(context) },
             Answer::NotFound { context } => Answer::NotFound { context: text(context) },

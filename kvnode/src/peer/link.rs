@@ -40,9 +40,14 @@ impl Link {
         done: impl Fn(&Addr, LinkDone) + Send + 'static,
     ) -> Self {
         let (outgoing, mut batches) = mpsc::channel(1);
+        let url = reqwest::Url::parse(&format!("http://{peer}{PATH}"));
         tokio::spawn(async move {
             while let Some(batch) = batches.recv().await {
-                let fate = post(&client, &secret, &peer, batch).await;
+                let fate = match &url {
+                    Ok(url) => post(&client, &secret, url, batch).await,
+                    // Numbers that are no IP address, for one.
+                    Err(why) => LinkDone::Lost { why: why.to_string() },
+                };
                 done(&peer, fate);
             }
         });
@@ -72,10 +77,10 @@ pub fn client() -> reqwest::Client {
         .expect("plain HTTP needs nothing that can be missing")
 }
 
-async fn post(client: &reqwest::Client, secret: &auth::Secret, peer: &Addr, batch: Batch) -> LinkDone {
+async fn post(client: &reqwest::Client, secret: &auth::Secret, url: &reqwest::Url, batch: Batch) -> LinkDone {
     let body = peer::encode(&batch);
     let proof = secret.prove(&body);
-    let request = client.post(format!("http://{peer}{PATH}")).header(auth::HEADER, proof).body(body);
+    let request = client.post(url.clone()).header(auth::HEADER, proof).body(body);
     match request.send().await {
         Err(error) if error.is_connect() => LinkDone::Undelivered(batch),
         Err(error) => LinkDone::Lost { why: error.without_url().to_string() },

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{SlotRun, Topology};
+use crate::core::token::Seal;
 use crate::wire::ident::{Epoch, NodeId, Origin, ShardId, Slot};
 
 /// A topology from one node's point of view.
@@ -16,6 +17,8 @@ pub struct Bearings {
     epoch: Epoch,
     /// A context of this epoch or a later one comes from a layout that this node does not know yet.
     pub next: Epoch,
+    /// For the contexts of the cluster; `None` while there is no cluster.
+    pub seal: Option<Seal>,
     /// The slots of the shard that this node is in, in order.
     pub own_runs: Vec<SlotRun>,
 }
@@ -38,7 +41,8 @@ impl Bearings {
         let own = me.and_then(|me| topology.layout.shard_of_node(me));
         let own_runs = own.map(|shard| topology.layout.runs_of(shard)).unwrap_or_default();
         let (epoch, next) = (topology.layout.epoch, topology.next_epoch());
-        Self { concerned, oldest: topology.oldest_epoch(), epoch, next, own_runs }
+        let seal = Some(Seal::new(&topology.context_key));
+        Self { concerned, oldest: topology.oldest_epoch(), epoch, next, seal, own_runs }
     }
 
     /// The shards that now have slots which an origin may have written to; none if no living layout knows it.
