@@ -133,7 +133,7 @@ impl Default for Limits {
             max_parked: 10_000,
             max_forwards: 10_000,
             max_peer_queue: 32 * MIB,
-            log_bytes: 64 * MIB,
+            log_bytes: 32 * MIB,
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::config::Fsync;
 use crate::core::admin::{AdminAnswer, AdminOp, JobState};
 use crate::core::request::{Answer, Op};
 use crate::core::settings::Settings;
-use crate::core::{Committed, Core, Effect, Event, Now, Severity, TICK_MS};
+use crate::core::{Committed, Core, Effect, Event, Now, Severity};
 use crate::peer::{self, Link, LinkDone, auth};
 use crate::storage::dir::DataDir;
 use crate::storage::{Result, Store, StoreError, Syncer};
@@ -318,14 +318,18 @@ impl Loop {
     }
 
     async fn run(mut self) {
-        let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MS));
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let shared = self.shared.clone();
+        let mut last_tick = tokio::time::Instant::now();
+        let alarm = tokio::time::sleep_until(last_tick);
+        tokio::pin!(alarm);
         loop {
             let tick = tokio::select! {
                 () = shared.arrived.notified() => false,
-                _ = ticks.tick() => true,
+                () = &mut alarm => true,
             };
+            if tick {
+                last_tick = tokio::time::Instant::now();
+            }
             if let Err(error) = self.turn(tick).await {
                 // Nobody is answered any more: what was not committed must not be told.
                 let mut inbox = lock(&shared.inbox);
@@ -335,6 +339,10 @@ impl Loop {
                 return fail(&shared, &error);
             }
             shared.turns.send_modify(|turn| *turn += 1);
+            let due = last_tick + Duration::from_millis(lock(&shared.core).tick_interval_ms());
+            if alarm.deadline() != due {
+                alarm.as_mut().reset(due);
+            }
         }
     }
 

@@ -17,6 +17,9 @@ use crate::storage::Result;
 use crate::wire::ident::{NodeId, Origin, ShardId};
 use crate::wire::peer::Stage;
 
+/// Versions read at once where all are gone through.
+const VERSIONS_AT_ONCE: usize = 10_000;
+
 /// How a node gets from one topology to the next.
 enum Step {
     /// Its place stays; at most a change begins or ends.
@@ -52,7 +55,10 @@ impl Core {
         match step {
             Step::Stay => self.stay(topology),
             Step::Flip { before } => self.flip(&before, topology),
-            Step::Anew => self.begin_anew(topology)?,
+            Step::Anew => {
+                self.set_aside_unshared()?;
+                self.begin_anew(topology)?;
+            }
         }
         if was != is || new_generation {
             self.join_consensus();
@@ -148,11 +154,36 @@ impl Core {
         self.replica_changed = true;
     }
 
+    /// Keeps what may be nowhere else where a person finds it.
+    ///
+    /// It is not brought back under its old stamps: meanwhile those who saw it were served without it, and may have
+    /// overwritten or deleted what they would then see again.
+    fn set_aside_unshared(&mut self) -> Result<()> {
+        let (mut found, mut kept) = (0_u64, false);
+        let mut last = None;
+        loop {
+            let versions = self.store.keys("", last.as_ref(), VERSIONS_AT_ONCE)?;
+            for (key, version) in &versions {
+                if !self.is_stable(version.dot.origin, version.dot.seq) {
+                    kept = self.store.set_aside(key, version);
+                    found += 1;
+                }
+            }
+            let Some((key, _)) = versions.into_iter().next_back() else { break };
+            last = Some(key);
+        }
+        if found > 0 {
+            let fate = if kept { "they are set aside in the data directory" } else { "they are lost" };
+            let text = format!("{found} writes from before this node was given up may be nowhere else: {fate}");
+            self.say(Severity::Warn, text);
+        }
+        Ok(())
+    }
+
     /// Drops everything and takes the new place.
     fn begin_anew(&mut self, topology: Topology) -> Result<()> {
-        const AT_ONCE: usize = 10_000;
         loop {
-            let versions = self.store.keys("", None, AT_ONCE)?;
+            let versions = self.store.keys("", None, VERSIONS_AT_ONCE)?;
             if versions.is_empty() {
                 break;
             }

@@ -34,7 +34,7 @@ pub(super) enum Check {
 impl Core {
     /// Splits a context into what concerns this shard and what does not, and checks the former.
     pub(super) fn check(&self, replica: &Replica, context: &Context) -> Check {
-        let behind = context.epoch > replica.origin.epoch && !self.settings.broken(Mutant::EpochIgnored);
+        let behind = context.epoch >= self.bearings.next && !self.settings.broken(Mutant::EpochIgnored);
         if behind {
             return Check::Behind;
         }
@@ -72,7 +72,7 @@ impl Core {
 
     /// Whether all that still exists of an origin is everywhere.
     pub(super) fn is_retired(&self, replica: &Replica, origin: Origin) -> bool {
-        origin.epoch < self.bearings.oldest || replica.is_retired(origin)
+        self.bearings.is_retired(origin.epoch) || replica.is_retired(origin)
     }
 
     /// Whether an origin may have written to slots that this replica's shard has.

@@ -137,11 +137,13 @@ impl Consensus {
         self.raw.tick();
     }
 
-    /// Calls an election now.
+    /// Calls an election now, if this node votes. (Raft's code takes for granted that only voters do.)
     pub fn campaign(&mut self) {
         self.stirred = true;
-        // A node that does not vote can't be elected, and need not be.
-        let _ = self.raw.campaign();
+        if self.raw.raft.promotable() {
+            // Who leads already goes on.
+            let _ = self.raw.campaign();
+        }
     }
 
     /// Takes a message of another voter. What can't be read or is not for this seat is dropped.

@@ -1,7 +1,7 @@
 //! Contact with peers: who is heard, which life of a node speaks, and what the next batch to it carries.
 //!
 //! Two clocks never meet: a batch carries its sender's own reading and gives the receiver's back. A reading that came back
-//! proves that what was sent then has arrived; *reachable* means that this proof is younger than 500 ms.
+//! proves that what was sent then has arrived. Who counts as reachable because of it, [`super::pace`] says.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -14,14 +14,6 @@ use crate::storage::Result;
 use crate::wire::ident::{Addr, Epoch, Incarnation};
 use crate::wire::peer::{Batch, Message, Move, Progress, Report, Stage};
 
-/// A peer that proved within this time that it hears us may be waited for.
-pub(super) const REACHABLE_MS: u64 = 500;
-/// A peer that proved nothing for so long is gone from the view.
-const VIEW_MS: u64 = 1_500;
-/// How often replicas of one shard hear from each other when there is nothing to say.
-const BEAT_MATE_MS: u64 = 200;
-/// The same for other nodes.
-const BEAT_OTHER_MS: u64 = 450;
 /// Bytes of messages after which a batch is full. One message may go beyond it.
 const BATCH_WEIGHT_MAX: usize = 1 << 20;
 /// Identifiers of forwards that are remembered per peer, to act on none of them twice.
@@ -38,6 +30,8 @@ pub(super) struct Peer {
     pub heard_ms: Option<u64>,
     /// Our newest reading that came back.
     pub proven_ms: Option<u64>,
+    /// When the first batch was sent that no proof has come for since: it owes an answer. `None`: it owes none.
+    pub owes_since_ms: Option<u64>,
     /// The peer's newest reading, to be given back.
     pub echo_ms: u64,
     /// When that came, on our clock.
@@ -123,6 +117,14 @@ impl Peer {
         };
     }
 
+    /// What was sent at `sent_ms` has arrived.
+    fn prove(&mut self, sent_ms: u64) {
+        self.proven_ms = self.proven_ms.max(Some(sent_ms));
+        if self.owes_since_ms.is_some_and(|since| since <= sent_ms) {
+            self.owes_since_ms = None;
+        }
+    }
+
     /// Somebody else knows a later life of this node.
     pub fn learn_life(&mut self, life: Incarnation) {
         self.newest_life = self.newest_life.max(Some(life));
@@ -136,15 +138,6 @@ impl Peer {
 }
 
 impl Core {
-    pub(super) fn is_reachable(&self, peer: &Peer) -> bool {
-        let fresh = |proven: u64| self.now.mono_ms.saturating_sub(proven) < REACHABLE_MS;
-        peer.life.is_some() && peer.life == peer.newest_life && peer.proven_ms.is_some_and(fresh)
-    }
-
-    pub(super) fn is_in_view(&self, peer: &Peer) -> bool {
-        peer.proven_ms.is_some_and(|proven| self.now.mono_ms.saturating_sub(proven) < VIEW_MS)
-    }
-
     /// Takes a batch. What is refused is said and otherwise ignored.
     pub(super) fn batch(&mut self, batch: Batch) -> Result<()> {
         if let Some(why) = self.refusal(&batch) {
@@ -174,7 +167,7 @@ impl Core {
         }
         let to_me = batch.to_life == Some(my_life);
         if to_me && batch.echo_ms > 0 {
-            peer.proven_ms = peer.proven_ms.max(Some(batch.echo_ms.min(now)));
+            peer.prove(batch.echo_ms.min(now));
         }
         if new_life {
             self.life_began(&from);
@@ -235,7 +228,7 @@ impl Core {
         match message {
             Message::Seek { view, shard_count, birth } => self.seek(from, Seeks { view, shard_count, birth }),
             Message::Topology(topology) => self.topology_offered(*topology)?,
-            Message::Raft { generation, bytes } => self.raft_message(generation, &bytes),
+            Message::Raft { generation, bytes } => self.raft_message(from, generation, &bytes),
             Message::Propose { request, proposal } => self.proposed(from, request, proposal),
             Message::Stranger => self.told_stranger(from),
             Message::Superseded { known } => self.superseded(known),
@@ -324,10 +317,6 @@ impl Core {
         let interval = self.beat_interval_ms(addr);
         let interval = if self.settings.me < *addr { interval } else { interval + interval / 2 };
         peer.last_beat_ms.is_none_or(|last| self.now.mono_ms.saturating_sub(last) >= interval)
-    }
-
-    fn beat_interval_ms(&self, addr: &Addr) -> u64 {
-        if self.topology.is_none() || self.is_mate(addr) { BEAT_MATE_MS } else { BEAT_OTHER_MS }
     }
 
     pub(super) fn beat_all(&mut self) {
@@ -425,6 +414,10 @@ impl Core {
         self.attach_topology(addr, &mut messages);
         if weight < BATCH_WEIGHT_MAX {
             messages.extend(self.take_writes_for(addr, BATCH_WEIGHT_MAX - weight));
+        }
+        let now_ms = self.now.mono_ms;
+        if let Some(peer) = self.peers.get_mut(addr) {
+            peer.owes_since_ms.get_or_insert(now_ms);
         }
         Some(self.batch_of(addr, messages))
     }

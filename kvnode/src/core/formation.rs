@@ -78,7 +78,7 @@ impl Core {
                 Some(Seeks { view, .. }) if view.iter().collect::<BTreeSet<_>>() != mine => {
                     return Some(format!("{addr} was started with another VIEW"));
                 }
-                Some(_) if self.is_reachable(peer) => {}
+                Some(_) if self.is_proven(peer) => {}
                 _ if self.settings.form_without.contains(addr) => {}
                 _ => missing.push(addr.as_str()),
             }
@@ -141,8 +141,8 @@ impl Core {
         for &node in &replica.others {
             let (Some(addr), Some(peer)) = (self.addr_of(node), self.peer_of(node)) else { continue };
             match peer.stage {
-                _ if !self.is_reachable(peer) && self.settings.form_without.contains(addr) => empty += 1,
-                _ if !self.is_reachable(peer) => away.push(addr.as_str()),
+                _ if !self.is_proven(peer) && self.settings.form_without.contains(addr) => empty += 1,
+                _ if !self.is_proven(peer) => away.push(addr.as_str()),
                 Some(Stage::Serving | Stage::Leaving) if peer.filled_us => filled += 1,
                 Some(Stage::Serving | Stage::Leaving) => return FillPlan::From(addr.clone()),
                 Some(Stage::Filling) => empty += 1,

@@ -153,27 +153,18 @@ impl Core {
         let topology = self.topology.as_ref()?;
         let members = topology.members(open.shard);
         let usable = |addr: &&Addr| {
-            let serves = |peer: &Peer| matches!(peer.stage, Some(Stage::Serving)) && self.is_in_view(peer);
+            let serves = |peer: &Peer| matches!(peer.stage, Some(Stage::Serving)) && self.answers_lately(peer);
             !open.tried.contains(addr) && self.peers.get(*addr).is_some_and(serves)
         };
         let candidates: Vec<&Addr> =
             members.iter().filter_map(|node| topology.nodes.get(node)).filter(usable).collect();
-        let (fresh, stale): (Vec<&Addr>, Vec<&Addr>) =
-            candidates.into_iter().partition(|addr| self.answers_lately(&self.peers[*addr]));
-        let pool = if fresh.is_empty() { stale } else { fresh };
-        let at = self.forwards.last_id as usize % pool.len().max(1);
-        pool.get(at).map(|addr| (*addr).clone())
+        let at = self.forwards.last_id as usize % candidates.len().max(1);
+        candidates.get(at).map(|addr| (*addr).clone())
     }
 
     /// How long a replica may act on a write that was passed on to it.
     fn forward_ms(&self) -> u64 {
         self.settings.causal_wait_ms + ANSWER_MARGIN_MS
-    }
-
-    /// Nodes of other shards beat more slowly than replicas: they are given more time.
-    fn answers_lately(&self, peer: &Peer) -> bool {
-        const LATELY_MS: u64 = 1_000;
-        peer.proven_ms.is_some_and(|proven| self.now.mono_ms.saturating_sub(proven) < LATELY_MS)
     }
 
     /// Another node passes a request on to this one.

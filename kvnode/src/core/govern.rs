@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::admin::{Asked, JobState};
-use super::consensus::{CONSENSUS_TICK_MS, Consensus};
+use super::consensus::Consensus;
 use super::topology::{ChangeKind, Ended, Proposal, RequestId, Topology, Transition};
 use super::{Core, FACT_RAFT, Severity};
 use crate::storage::Result;
@@ -31,6 +31,8 @@ pub(super) struct Office {
     /// Set when this node founded the cluster, until it has called the first election.
     pub founded: bool,
     was_leader: bool,
+    /// The leader that was heard last, and in which life.
+    pub led_by: Option<(NodeId, Incarnation)>,
     /// Set once there is nothing left here that belongs to others; until a topology comes that may change that.
     pub purged: bool,
 }
@@ -100,9 +102,15 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn raft_message(&mut self, generation: u32, bytes: &[u8]) {
+    pub(super) fn raft_message(&mut self, from: &Addr, generation: u32, bytes: &[u8]) {
+        let sender = self.node_of(from).zip(self.peers.get(from).and_then(|peer| peer.life));
         if let Some(consensus) = self.consensus.as_mut().filter(|consensus| consensus.generation() == generation) {
             consensus.step(bytes);
+            if let Some((node, _)) = sender
+                && consensus.leader() == Some(node)
+            {
+                self.office.led_by = sender;
+            }
         }
     }
 
@@ -166,7 +174,7 @@ impl Core {
     pub(super) fn govern_step(&mut self) -> Result<()> {
         self.admin_step();
         let now = self.now.mono_ms;
-        if now.saturating_sub(self.office.last_tick_ms) < CONSENSUS_TICK_MS {
+        if now.saturating_sub(self.office.last_tick_ms) < self.consensus_interval_ms() {
             return Ok(());
         }
         self.office.last_tick_ms = now;

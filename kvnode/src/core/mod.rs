@@ -31,6 +31,7 @@ mod formation;
 mod forward;
 mod govern;
 mod handover;
+mod pace;
 mod repair;
 mod replicate;
 mod serve;
@@ -50,6 +51,7 @@ use forward::Forwards;
 use govern::Office;
 use handover::Copies;
 use inventory::Inventory;
+use pace::Pace;
 use repair::Repair;
 use replica::{Handed, Replica};
 use request::{Answer, Op};
@@ -80,7 +82,7 @@ pub enum Event {
     Undelivered { peer: Addr, batch: Batch },
     /// What was committed when [`Core::sync_mark`] gave this is now on stable media.
     Synced(Vector),
-    /// Time has passed. Expected every [`TICK_MS`] or so.
+    /// Time has passed. Expected [`Core::tick_interval_ms`] after the last one.
     Tick,
 }
 
@@ -94,7 +96,7 @@ pub struct Committed {
     pub urgent: bool,
 }
 
-/// How often the driver should tick.
+/// How often the driver should tick while there is something to do.
 pub const TICK_MS: u64 = 25;
 
 /// What the driver has to do.
@@ -153,6 +155,7 @@ pub struct Core {
     bearings: Bearings,
     consensus: Option<Consensus>,
     office: Office,
+    pace: Pace,
     me: Option<NodeId>,
     /// Every other node of the topology, or of VIEW before there is one.
     peers: BTreeMap<Addr, Peer>,
@@ -229,6 +232,7 @@ impl Core {
             bearings: Bearings::default(),
             consensus: None,
             office: Office::default(),
+            pace: Pace::default(),
             me: None,
             peers: peers.map(|addr| (addr.clone(), Peer::new())).collect(),
             replica: None,
@@ -323,6 +327,7 @@ impl Core {
         self.anti_entropy_step();
         self.stable_step()?;
         self.beat_step();
+        self.pace_step();
         Ok(())
     }
 

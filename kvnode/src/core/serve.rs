@@ -405,7 +405,8 @@ impl Core {
             return;
         }
         let Some(replica) = &self.replica else { return };
-        let serves = |peer: &Peer| matches!(peer.stage, Some(Stage::Serving | Stage::Leaving));
+        // Who has not said yet what it is under a layout that has just come into force may well serve.
+        let serves = |peer: &Peer| peer.stage != Some(Stage::Filling);
         let present = self.acknowledgements(replica.others.iter().copied(), |peer| serves(peer).then_some(peer.held));
         // What was written under the layout before waits for the replicas that the shard had then.
         let before = replica.before.zip(replica.handed.as_ref()).map(|(origin, handed)| {

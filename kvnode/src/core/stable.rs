@@ -173,7 +173,7 @@ impl Core {
                 return None;
             }
             let peer = self.peer_of(node);
-            if !peer.is_some_and(|peer| self.is_reachable(peer)) {
+            if !peer.is_some_and(|peer| self.is_proven(peer)) {
                 return None;
             }
             let filling = peer.and_then(|peer| peer.stage) == Some(Stage::Filling);

@@ -1,7 +1,7 @@
 //! The durable engine: fjall, a log-structured merge tree in pure Rust. Data may outgrow memory.
 //!
 //! Three keyspaces:
-//! - `versions`: slot (2 bytes, big-endian) and the key's UTF-8 → format byte 1 and postcard of the [`Version`]. A slot is a
+//! - `versions`: slot (2 bytes, big-endian) and the key's UTF-8 → a [`Version`], see [`encode`]. A slot is a
 //!   range of keys.
 //! - `keys`: the key's UTF-8 → its slot. The order for listings; written only when a key appears or disappears.
 //! - `facts`: a name → its bytes. One of them is the number of the batch that wrote last.
@@ -22,14 +22,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
-use super::{Fact, Result, Store, StoreError, Syncer, Version};
+use super::aside::Aside;
+use super::{Fact, Result, Store, StoreError, Syncer, Version, decode, encode};
 use crate::wire::ident::{Key, Slot};
 
 /// Block cache. Small, for a container with a few hundred MiB.
 const CACHE_BYTES: u64 = 32 << 20;
 /// Journals that wait for their data to reach tables.
 const JOURNAL_BYTES: u64 = 128 << 20;
-const FORMAT: u8 = 1;
 const BATCH: &str = "batch";
 
 /// Staged changes; `None`: removed.
@@ -42,6 +42,7 @@ pub struct DurableStore {
     facts: Keyspace,
     staged: Staged,
     staged_facts: BTreeMap<&'static str, Vec<u8>>,
+    aside: Aside,
     syncer: Arc<FjallSyncer>,
 }
 
@@ -75,17 +76,6 @@ impl From<fjall::Error> for StoreError {
 
 fn version_key(slot: Slot, key: &str) -> Vec<u8> {
     [&slot.0.to_be_bytes(), key.as_bytes()].concat()
-}
-
-fn encode(version: &Version) -> Vec<u8> {
-    postcard::to_extend(version, vec![FORMAT]).expect("a version holds nothing that postcard refuses")
-}
-
-fn decode(bytes: &[u8]) -> Result<Version> {
-    match bytes.split_first() {
-        Some((&FORMAT, body)) => postcard::from_bytes(body).map_err(|error| StoreError::Damaged(error.to_string())),
-        other => Err(StoreError::Damaged(format!("a version of format {:?}", other.map(|(format, _)| format)))),
-    }
 }
 
 fn decode_key(bytes: &[u8]) -> Result<Key> {
@@ -126,7 +116,8 @@ impl DurableStore {
         let syncer =
             FjallSyncer { db: db.clone(), committed: AtomicU64::new(recovered), synced: Mutex::new((path, synced)) };
         let (staged, staged_facts) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { db, versions, keys, facts, staged, staged_facts, syncer: Arc::new(syncer) })
+        let aside = Aside::new(dir.join("set-aside.jsonl"));
+        Ok(Self { db, versions, keys, facts, staged, staged_facts, aside, syncer: Arc::new(syncer) })
     }
 
     /// Opens the store in `dir`. A damaged one is set aside, and an empty one takes its place; then where the damaged one is
@@ -225,6 +216,11 @@ impl Store for DurableStore {
         self.staged.insert(key.clone(), (slot, None));
     }
 
+    fn set_aside(&mut self, key: &Key, version: &Version) -> bool {
+        self.aside.push(key, version);
+        true
+    }
+
     fn fact(&self, name: Fact) -> Result<Option<Vec<u8>>> {
         if let Some(staged) = self.staged_facts.get(name.0) {
             return Ok(Some(staged.clone()));
@@ -282,6 +278,8 @@ impl Store for DurableStore {
         if self.staged.is_empty() && self.staged_facts.is_empty() {
             return Ok(false);
         }
+        // First: what the batch removes must not be lost between the two.
+        self.aside.write().map_err(|error| io_error(&error))?;
         let number = self.syncer.committed.load(Ordering::Relaxed) + 1;
         let mut batch = self.db.batch().durability(Some(PersistMode::Buffer));
         for (key, (slot, version)) in std::mem::take(&mut self.staged) {

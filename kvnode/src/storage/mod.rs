@@ -28,6 +28,25 @@ pub struct Version {
     pub deps: Vector,
 }
 
+const FORMAT: u8 = 1;
+
+/// A version as it is stored: a byte that names the format, and postcard.
+fn encode(version: &Version) -> Vec<u8> {
+    /// Stamp, dot and lengths, as long as they get without dependencies.
+    const HEAD: usize = 48;
+    let value = version.value.as_ref().map_or(0, Bytes::len);
+    let mut bytes = Vec::with_capacity(HEAD + value);
+    bytes.push(FORMAT);
+    postcard::to_extend(version, bytes).expect("a version holds nothing that postcard refuses")
+}
+
+fn decode(bytes: &[u8]) -> Result<Version> {
+    match bytes.split_first() {
+        Some((&FORMAT, body)) => postcard::from_bytes(body).map_err(|error| StoreError::Damaged(error.to_string())),
+        other => Err(StoreError::Damaged(format!("a version of format {:?}", other.map(|(format, _)| format)))),
+    }
+}
+
 /// A small named fact, kept beside the data and changed in the same batch: the topology, the vector, the clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fact(pub &'static str);
@@ -72,6 +91,9 @@ pub trait Store: Send {
     /// Stages the removal of the key's version, tombstone or not.
     fn remove(&mut self, slot: Slot, key: &Key);
 
+    /// Stages a version to be kept where a person finds it and this store never reads it again. `false`: there is no such place.
+    fn set_aside(&mut self, key: &Key, version: &Version) -> bool;
+
     fn fact(&self, name: Fact) -> Result<Option<Vec<u8>>>;
 
     fn set_fact(&mut self, name: Fact, value: Vec<u8>);
@@ -94,6 +116,7 @@ pub trait Store: Send {
     fn syncer(&self) -> Option<std::sync::Arc<dyn Syncer>>;
 }
 
+mod aside;
 pub mod dir;
 pub mod durable;
 pub mod memory;

@@ -111,7 +111,7 @@ pub struct Write {
 impl Write {
     /// Roughly the memory and the wire bytes that the write takes.
     pub fn weight(&self) -> usize {
-        96 + self.key.len()
+        192 + self.key.len()
             + self.version.value.as_ref().map_or(0, Bytes::len)
             + 24 * (self.version.deps.len() + self.own_deps.len())
     }

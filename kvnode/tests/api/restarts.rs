@@ -169,3 +169,36 @@ fn data_on_disk_survives_the_death_of_all() {
         assert_eq!(answer.json()["value"], i, "{answer}");
     }
 }
+
+/// What only a node had that was removed while it was dead is not brought back behind the clients' backs, and not thrown away.
+#[test]
+fn what_only_a_removed_node_had_is_set_aside() {
+    let mut c = Cluster::planned(3, 1, &[]);
+    let run = |c: &mut Cluster, node: usize| {
+        let directory = c.data_directory(node);
+        c.run(node, &[("DATA_DIR", &directory)]);
+    };
+    c.all().into_iter().for_each(|node| run(&mut c, node));
+    c.wait_ready(&c.all());
+    let token = c.put(0, "shared", "1", "").expect(201).token();
+    c.signal(1, "STOP");
+    c.signal(2, "STOP");
+    let alone = c.put(0, "alone", r#"{"n":1}"#, &token).expect(201);
+    assert_eq!(alone.json()["replicas"], 1, "{alone}");
+    c.kill(&[0]);
+    c.signal(1, "CONT");
+    c.signal(2, "CONT");
+    let name = format!(r#"{{"socket-address":"{}"}}"#, c.name(0));
+    within(Duration::from_secs(15), "the removal", || c.send(1, "DELETE", "/view", &name).status == 200);
+    within(Duration::from_secs(15), "a view without it", || !c.view(1).contains(&c.name(0)));
+    // No session waits for it, and it can be written anew.
+    c.read(1, "alone", &alone.token()).expect(404);
+    run(&mut c, 0);
+    let file = format!("{}/set-aside.jsonl", c.data_directory(0));
+    let lines =
+        poll(Duration::from_secs(10), || std::fs::read_to_string(&file).ok()).expect("a file of what is set aside");
+    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let alone = lines.iter().find(|line| line["key"] == "alone").unwrap_or_else(|| panic!("{lines:?}"));
+    assert_eq!(alone["value"], serde_json::json!({"n": 1}));
+    c.read(1, "shared", &token).expect_result(200, "found");
+}

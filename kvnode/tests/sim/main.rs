@@ -2,7 +2,10 @@
 //!
 //! `KV_SEEDS=10000` runs more seeds; `KV_SEED=n` runs one and prints what the nodes said.
 
+mod growth;
 mod naive;
+mod operators;
+mod quiet;
 mod reshard;
 mod rng;
 mod scenarios;
@@ -154,4 +157,44 @@ fn what_an_old_member_covers_elsewhere_says_nothing_of_slots_it_gave_away() {
 fn many_changes_leave_nothing_behind() {
     let changes = number("KV_CHANGES").unwrap_or(60) as u32;
     reshard::many_changes_leave_nothing_behind(changes);
+}
+
+#[test]
+fn a_cluster_goes_on_without_its_majority() {
+    assert_eq!(operators::a_cluster_goes_on_without_its_majority(), Ok(()));
+}
+
+#[test]
+fn a_write_before_the_flip_is_answered_with_its_copies() {
+    assert_eq!(operators::a_write_before_the_flip_is_answered_with_its_copies(), Ok(()));
+}
+
+#[test]
+fn a_cluster_at_rest_says_little() {
+    quiet::a_cluster_at_rest_says_little();
+}
+
+#[test]
+fn a_death_at_rest_is_noticed_within_three_seconds() {
+    quiet::a_death_at_rest_is_noticed_within_three_seconds();
+}
+
+#[test]
+fn the_first_write_after_a_rest_gets_its_copies() {
+    quiet::the_first_write_after_a_rest_gets_its_copies();
+}
+
+/// `KV_NODES=60` goes up to as many. (Twelve nodes found that a founder which does not vote called an election.)
+#[test]
+fn the_cost_of_an_operation_hardly_grows_with_the_cluster() {
+    let most = number("KV_NODES").unwrap_or(24) as usize;
+    println!("nodes  batches/op  bytes/op  context: mean  max  at rest  batches/s and node at rest");
+    for nodes in [3, 6, 12, 24, 60].into_iter().filter(|&nodes| nodes <= most) {
+        let growth::Cost { batches, bytes, context, context_max, context_rest, rest } = growth::cost(nodes);
+        println!("{nodes:5} {batches:11.1} {bytes:9.0} {context:14.0} {context_max:4} {context_rest:8} {rest:28.1}");
+        // Beats go to every node, and a context names every replica at most: with the cluster's size, and with nothing else.
+        assert!(batches < 2.0 + 0.1 * nodes as f64, "{batches} batches per operation");
+        assert!(context_max <= 32 + 15 * nodes && context_rest <= 40, "{context_max}, {context_rest} characters");
+        assert!(rest <= 1.0 + 0.6 * nodes as f64, "{rest} batches per second and node at rest");
+    }
 }

@@ -32,6 +32,10 @@ impl Store for Disk {
         self.lock().remove(slot, key);
     }
 
+    fn set_aside(&mut self, _key: &Key, _version: &Version) -> bool {
+        false
+    }
+
     fn fact(&self, name: Fact) -> Result<Option<Vec<u8>>> {
         self.lock().fact(name)
     }

@@ -65,6 +65,8 @@ pub struct SimNode {
     admins: BTreeSet<u64>,
     awake: BTreeSet<Addr>,
     log_position: u64,
+    last_tick_ms: u64,
+    tick_due_ms: u64,
 }
 
 pub struct World {
@@ -83,6 +85,11 @@ pub struct World {
     log_weight_max: usize,
     mutant: Option<Mutant>,
     sync_every_ms: u64,
+    /// Batches sent on links, and ticks, so far.
+    pub batches: u64,
+    /// Bytes of these batches and of what they were answered with.
+    pub bytes: u64,
+    pub ticks: u64,
     /// Everything that happened, in order: equal for equal seeds.
     pub trace: u64,
     pub said: Vec<String>,
@@ -108,6 +115,8 @@ impl World {
             admins: BTreeSet::new(),
             awake: BTreeSet::new(),
             log_position: 0,
+            last_tick_ms: 0,
+            tick_due_ms: 0,
         };
         Self {
             rng: Rng::new(seed),
@@ -123,6 +132,9 @@ impl World {
             log_weight_max,
             mutant,
             sync_every_ms: SYNC_EVERY_MS[(seed / 5 % 3) as usize],
+            batches: 0,
+            bytes: 0,
+            ticks: 0,
             trace: 0,
             said: Vec::new(),
             held: BTreeMap::new(),
@@ -173,6 +185,7 @@ impl World {
         self.nodes[node].log_position = 0;
         let life = self.nodes[node].life;
         let jitter = self.rng.below(TICK_MS);
+        (self.nodes[node].last_tick_ms, self.nodes[node].tick_due_ms) = (self.now_ms, self.now_ms + jitter);
         self.later(jitter, Step::Tick { node, life });
         self.later(self.sync_every_ms, Step::SyncStart { node, life });
     }
@@ -245,9 +258,11 @@ impl World {
 
     fn run(&mut self, step: Step) {
         match step {
-            Step::Tick { node, life } if self.lives(node, life) => {
+            Step::Tick { node, life } if self.lives(node, life) && self.nodes[node].tick_due_ms <= self.now_ms => {
+                self.ticks += 1;
+                self.nodes[node].last_tick_ms = self.now_ms;
+                self.nodes[node].tick_due_ms = u64::MAX;
                 self.event(node, Event::Tick);
-                self.later(TICK_MS, Step::Tick { node, life });
             }
             Step::SyncStart { node, life } if self.lives(node, life) => self.sync_start(node, life),
             Step::SyncEnd { node, life, mark, batches } if self.lives(node, life) => {
@@ -301,15 +316,19 @@ impl World {
             }
             return;
         }
-        self.event(to, Event::Batch(read(batch)));
+        self.handle(to, Event::Batch(read(batch)));
         let (now, peer) = (self.now(to), self.nodes[from].addr.clone());
         let core = self.nodes[to].core.as_mut().expect("it was there a moment ago");
         let answer = encode(&core.answer_batch(now, &peer));
+        self.bytes += answer.len() as u64;
         if original {
             let arrival = self.travel(to, from);
             let (in_ms, batch) = arrival.map_or((ANSWER_TIMEOUT_MS, None), |in_ms| (in_ms, Some(answer)));
             self.later(in_ms, Step::Answer { from, to, life, batch });
         }
+        // As the driver does: what the answer carried needs no batch of its own.
+        self.turn_end(to);
+        self.set_alarm(to);
     }
 
     fn weather(&self, from: usize, to: usize) -> Weather {
@@ -324,6 +343,13 @@ impl World {
     }
 
     fn event(&mut self, node: usize, event: Event) {
+        self.handle(node, event);
+        self.turn_end(node);
+        self.set_alarm(node);
+    }
+
+    /// The part of a turn up to the commit.
+    fn handle(&mut self, node: usize, event: Event) {
         let now = self.now(node);
         let core = self.nodes[node].core.as_mut().expect("events go to nodes that run");
         core.handle(now, event).expect("memory does not fail");
@@ -333,7 +359,18 @@ impl World {
             disk.mark_synced(all);
         }
         self.note_held(node);
-        self.turn_end(node);
+    }
+
+    /// An event may make the next tick due earlier.
+    fn set_alarm(&mut self, node: usize) {
+        let SimNode { core, last_tick_ms, tick_due_ms, life, .. } = &self.nodes[node];
+        let interval = core.as_ref().expect("it runs").tick_interval_ms();
+        let due = (last_tick_ms + interval).max(self.now_ms);
+        if due < *tick_due_ms {
+            let life = *life;
+            self.nodes[node].tick_due_ms = due;
+            self.later(due - self.now_ms, Step::Tick { node, life });
+        }
     }
 
     /// Keeps track of which node has applied which write, for the judge of losses.
@@ -400,6 +437,8 @@ impl World {
     }
 
     fn post(&mut self, from: usize, to: usize, batch: Bytes) {
+        self.batches += 1;
+        self.bytes += batch.len() as u64;
         let life = self.nodes[from].life;
         match self.travel(from, to) {
             Some(in_ms) => self.later(in_ms, Step::Request { from, to, life, batch: batch.clone(), original: true }),

@@ -12,6 +12,10 @@ pub struct Bearings {
     concerned: BTreeMap<(Epoch, NodeId), Vec<ShardId>>,
     /// Origins of earlier epochs are retired.
     pub oldest: Epoch,
+    /// Of the layout in force.
+    epoch: Epoch,
+    /// A context of this epoch or a later one comes from a layout that this node does not know yet.
+    pub next: Epoch,
     /// The slots of the shard that this node is in, in order.
     pub own_runs: Vec<SlotRun>,
 }
@@ -33,12 +37,18 @@ impl Bearings {
         }
         let own = me.and_then(|me| topology.layout.shard_of_node(me));
         let own_runs = own.map(|shard| topology.layout.runs_of(shard)).unwrap_or_default();
-        Self { concerned, oldest: topology.oldest_epoch(), own_runs }
+        let (epoch, next) = (topology.layout.epoch, topology.next_epoch());
+        Self { concerned, oldest: topology.oldest_epoch(), epoch, next, own_runs }
     }
 
     /// The shards that now have slots which an origin may have written to; none if no living layout knows it.
     pub fn shards_of(&self, origin: Origin) -> &[ShardId] {
         self.concerned.get(&(origin.epoch, origin.node)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether all that still exists of an epoch is everywhere, or nothing of it exists because its layout was given up.
+    pub fn is_retired(&self, epoch: Epoch) -> bool {
+        epoch < self.oldest || (epoch > self.epoch && epoch < self.next)
     }
 
     /// Whether a slot is among those of the shard that this node is in.

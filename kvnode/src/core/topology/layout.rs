@@ -52,7 +52,7 @@ impl Layout {
 
     /// The same slots under the next epoch, with other members.
     pub(super) fn with_members(&self, shards: BTreeMap<ShardId, Vec<NodeId>>) -> Self {
-        Self { epoch: Epoch(self.epoch.0 + 1), shards, runs: self.runs.clone() }
+        Self { epoch: self.epoch.next(), shards, runs: self.runs.clone() }
     }
 
     pub fn shard_of_slot(&self, slot: Slot) -> ShardId {

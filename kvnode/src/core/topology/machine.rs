@@ -14,6 +14,8 @@ use crate::wire::ident::{Addr, Epoch, Incarnation, NodeId, ShardId};
 pub const NODES_MAX: usize = 1_024;
 /// Decisions remembered, so that a repeated request is told what was decided.
 const DECIDED_MAX: usize = 64;
+/// Layouts that voters who are given up may have agreed on meanwhile, at most: as many numbers are never used.
+const EPOCHS_SKIPPED: u32 = 1_000;
 
 /// Names a request of one life of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -167,8 +169,9 @@ impl Topology {
         }
     }
 
-    fn begin(&mut self, kind: ChangeKind, target: Layout) -> Outcome {
+    fn begin(&mut self, kind: ChangeKind, mut target: Layout) -> Outcome {
         self.jobs += 1;
+        target.epoch = self.next_epoch;
         let warnings = plan::warnings(&self.layout, &target);
         let next = target.shards.keys().next_back().map_or(0, |shard| shard.0 + 1);
         self.next_shard = self.next_shard.max(next);
@@ -256,8 +259,10 @@ impl Topology {
             return Ok(Outcome::Already);
         }
         let (change, target) = (change.clone(), target.clone());
+        self.next_epoch = target.epoch.next();
         let from = std::mem::replace(&mut self.layout, target);
-        self.transition = Transition::Settling { change, from, written_off: BTreeSet::new() };
+        // Who waits to be removed is not waited for.
+        self.transition = Transition::Settling { change, from, written_off: self.doomed.clone() };
         Ok(DONE)
     }
 
@@ -287,9 +292,15 @@ impl Topology {
         Ok(DONE)
     }
 
-    /// Starts the log anew with this node as its only voter: the majority is lost for good.
+    /// Starts the log anew with this node as its only voter: the majority is lost for good. What that agreed on and nobody here
+    /// has heard of is void: its epochs are skipped, so that contexts which name them are told from those of later layouts,
+    /// and nobody waits for what they name.
     pub fn recovered(&self) -> Self {
         let mut next = self.clone();
+        next.next_epoch = Epoch(self.next_epoch.0.saturating_add(EPOCHS_SKIPPED));
+        if let Transition::Copying { target, .. } = &mut next.transition {
+            target.epoch = next.next_epoch;
+        }
         next.version = super::TopologyVersion { generation: self.version.generation + 1, index: 1 };
         next
     }

@@ -113,6 +113,9 @@ pub struct Topology {
     /// Nodes to be removed once the transition has settled.
     doomed: BTreeSet<NodeId>,
     jobs: u32,
+    /// The epoch of the next layout. Those between the present one and this belong to layouts that nobody goes by: the voters
+    /// that were given up may have made some (see [`Topology::recovered`]).
+    next_epoch: Epoch,
     next_node: u32,
     next_shard: u32,
     /// The last requests and how they were decided, so that one that is repeated is not acted on twice.
@@ -134,6 +137,7 @@ impl Topology {
             cluster,
             context_key,
             version: TopologyVersion { generation: 0, index: 1 },
+            next_epoch: Epoch(2),
             next_node: ids.len() as u32 + 1,
             next_shard: shard_count + 1,
             nodes,
@@ -167,6 +171,11 @@ impl Topology {
     /// Origins of earlier epochs are retired: all that still exists of them is everywhere.
     pub fn oldest_epoch(&self) -> Epoch {
         self.from().map_or(self.layout.epoch, |from| from.epoch)
+    }
+
+    /// No layout of this epoch or a later one is known here.
+    pub fn next_epoch(&self) -> Epoch {
+        self.next_epoch
     }
 
     /// For each shard of the layout before: the shards that have its slots now.

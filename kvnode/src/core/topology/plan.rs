@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::layout::Layout;
-use crate::wire::ident::{Epoch, NodeId, SLOT_COUNT, ShardId, Slot};
+use crate::wire::ident::{NodeId, SLOT_COUNT, ShardId, Slot};
 
 /// Replicas that a shard must have for its loss to need more than one failure.
 pub const REPLICAS_MIN: usize = 2;
@@ -39,7 +39,7 @@ pub fn reshard(
         return None;
     }
     let owners = spread_slots(before, &ids);
-    Some(Layout::of(Epoch(before.epoch.0 + 1), shards, |slot| owners[usize::from(slot.0)]))
+    Some(Layout::of(before.epoch.next(), shards, |slot| owners[usize::from(slot.0)]))
 }
 
 /// How much each of `ids` should have of `total`: even shares, the larger ones to those that have most already.

@@ -1,0 +1,60 @@
+//! Writes that a node gives up although they may be nowhere else, kept for a person: a file of JSON lines in the data directory.
+//!
+//! MongoDB does the same with what it rolls back. A line has the key, the value (or `"deleted":true`), and when it was written,
+//! in ms since 1970; `curl -X PUT` brings it back as a new write.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::Version;
+
+/// The file, and lines that are not in it yet.
+#[derive(Debug)]
+pub struct Aside {
+    path: PathBuf,
+    staged: Vec<u8>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Line<'a> {
+    key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    deleted: bool,
+    written_ms: u64,
+}
+
+impl Aside {
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, staged: Vec::new() }
+    }
+
+    /// Adds a line; [`Aside::write`] puts it on the disk.
+    pub fn push(&mut self, key: &str, version: &Version) {
+        let value = version.value.as_deref().and_then(|text| serde_json::from_slice(text).ok());
+        let line = Line { key, value, deleted: version.value.is_none(), written_ms: version.stamp.millis() };
+        serde_json::to_writer(&mut self.staged, &line).expect("a line holds nothing that JSON refuses");
+        self.staged.push(b'\n');
+    }
+
+    /// Appends what was added, down to the disk. After a crash in the middle it may be there twice.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub fn write(&mut self) -> std::io::Result<()> {
+        if self.staged.is_empty() {
+            return Ok(());
+        }
+        let mut file = File::options().create(true).append(true).open(&self.path)?;
+        file.write_all(&self.staged)?;
+        file.sync_all()?;
+        self.staged.clear();
+        Ok(())
+    }
+}

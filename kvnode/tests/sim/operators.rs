@@ -1,0 +1,105 @@
+//! Schedules made by hand around what operators do, and what their clients see of it.
+
+use kvnode::core::admin::AdminOp;
+use kvnode::core::request::Answer;
+use kvnode::wire::ident::ShardId;
+
+use crate::reshard::{cluster, context_of, cut, epoch_at, get, key_in, put, reshard, staying, wait_for};
+use crate::scenarios::ask;
+use crate::world::{Weather, World};
+
+/// The majority agrees on another layout that the rest does not hear of, and is lost for good. An operator says so at one of
+/// the rest: the cluster goes on, all sessions with it, and who was given up stays out.
+pub fn a_cluster_goes_on_without_its_majority() -> Result<(), String> {
+    let mut world = cluster(None);
+    let (first, second) = (staying(), key_in(8_192..16_384));
+    let old = context_of(ask(&mut world, 0, 1, put(&first, "1"), None))?;
+    let old = context_of(ask(&mut world, 3, 2, put(&second, "2"), Some(&old)))?;
+    world.run_until(1_500, |_| false);
+    cut(&mut world, &[0, 3], &[1, 2, 4, 5, 6]);
+    cut(&mut world, &[6], &[0, 3]);
+    world.start(6);
+    let joined = |world: &World| world.topology().is_some_and(|topology| topology.nodes.len() == 7);
+    wait_for(&mut world, 8_000, "the joining", joined)?;
+    let addr = world.nodes[6].addr.clone();
+    world.admin(1, 1, AdminOp::AddMember { shard: ShardId(1), addr });
+    wait_for(&mut world, 8_000, "the flip", |world| epoch_at(world, 6) == 2)?;
+    wait_for(&mut world, 8_000, "serving", |world| world.is_ready(6))?;
+    let lost = context_of(ask(&mut world, 6, 3, put(&first, "3"), Some(&old)))?;
+    [1, 2, 4, 5, 6].into_iter().for_each(|node| world.kill(node));
+    world.weather.clear();
+    // Two of six can't decide anything.
+    let dead: Vec<_> = [1, 2, 4, 5].into_iter().map(|node| world.nodes[node].addr.clone()).collect();
+    world.admin(3, 2, AdminOp::RemoveNode(dead[0].clone()));
+    world.run_until(9_000, |_| false);
+    if world.topology().is_some_and(|topology| topology.version.generation > 0 || topology.nodes.len() != 6) {
+        return Err("a minority changes the topology".into());
+    }
+    world.admin(0, 3, AdminOp::Recover);
+    wait_for(&mut world, 4_000, "the recovery", |world| generation_at(world, 0) == 1 && generation_at(world, 3) == 1)?;
+    // What the lost layout knew is lost; nobody waits for it.
+    match ask(&mut world, 0, 4, get(&first), Some(&lost)) {
+        Some(Answer::Found { value, .. }) if &value[..] == b"1" => {}
+        other => return Err(format!("who has seen the lost layout is answered {other:?}")),
+    }
+    // The first removal can't end before the others are asked for: it waits for all old members that were not given up.
+    for (id, addr) in (10..).zip(&dead) {
+        world.admin(0, id, AdminOp::RemoveNode(addr.clone()));
+        world.run_until(500, |_| false);
+    }
+    let removed = |world: &World| world.topology().is_some_and(|topology| topology.nodes.len() == 2);
+    wait_for(&mut world, 30_000, "the removals", removed)?;
+    wait_for(&mut world, 8_000, "two nodes that serve", World::all_ready)?;
+    let context = context_of(ask(&mut world, 3, 20, put(&second, "4"), Some(&lost)))?;
+    world.start(1);
+    world.start(6);
+    wait_for(&mut world, 8_000, "the news", |world| generation_at(world, 1) == 1 && generation_at(world, 6) == 1)?;
+    world.run_until(3_000, |_| false);
+    // Node 6 asks to join again, as it was not listed when this life began; node 1 was removed.
+    if world.topology().is_some_and(|topology| topology.node_at(&world.nodes[1].addr).is_some()) {
+        return Err("a node that was given up comes back by itself".into());
+    }
+    for (node, key, expected) in [(0, &first, b"1"), (3, &second, b"4"), (0, &second, b"4")] {
+        match ask(&mut world, node, 30 + node as u64, get(key), Some(&context)) {
+            Some(Answer::Found { value, .. }) if value[..] == expected[..] => {}
+            other => return Err(format!("node {node} answers {other:?} for {key}")),
+        }
+    }
+    Ok(())
+}
+
+fn generation_at(world: &World, node: usize) -> u32 {
+    world.core(node).and_then(|core| core.topology()).map_or(0, |topology| topology.version.generation)
+}
+
+/// A write that waits for its copies when the layout flips is answered when they are there, not before.
+pub fn a_write_before_the_flip_is_answered_with_its_copies() -> Result<(), String> {
+    let mut world = cluster(None);
+    let key = staying();
+    // Copies of what node 0 writes take long, but less than an answer waits for them.
+    for mate in [1, 2] {
+        world.weather.insert((0, mate), Weather { delay_ms: (30, 35), ..Weather::FAIR });
+        world.weather.insert((mate, 0), Weather { delay_ms: (30, 35), ..Weather::FAIR });
+    }
+    world.run_until(1_000, |_| false);
+    reshard(&mut world, 4);
+    let mut written = 0;
+    while epoch_at(&world, 0) == 1 && written < 200 {
+        written += 1;
+        world.request(0, written, put(&key, "1"), Vec::new());
+        world.run_until(20, |_| false);
+    }
+    let open = written.saturating_sub(world.answers.len() as u64);
+    if epoch_at(&world, 0) != 2 || open == 0 {
+        return Err("no write is open when the layout has flipped".into());
+    }
+    wait_for(&mut world, 1_000, "the answers", |world| world.answers.len() as u64 == written)?;
+    let copies = |answer: &Option<Answer<String>>| match answer {
+        Some(Answer::Created { replicas, .. } | Answer::Replaced { replicas, .. }) => *replicas,
+        _ => 0,
+    };
+    match world.answers.iter().find(|(_, answer)| copies(answer) < 2) {
+        None => Ok(()),
+        Some(few) => Err(format!("a write that two others can be reached for is answered {few:?}")),
+    }
+}

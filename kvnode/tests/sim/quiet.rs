@@ -1,0 +1,68 @@
+//! A cluster at rest costs next to nothing, and still notices at once who dies.
+
+use kvnode::core::request::Answer;
+
+use crate::reshard::{cluster, get, put, staying};
+use crate::scenarios::ask;
+use crate::world::World;
+
+/// Until the last write is everywhere and nobody has anything to tell.
+const REST_MS: u64 = 6_000;
+
+fn at_rest() -> World {
+    let mut world = cluster(None);
+    let answer = ask(&mut world, 0, 1, put(&staying(), "1"), None);
+    assert!(matches!(answer, Some(Answer::Created { .. })), "{answer:?}");
+    world.run_until(REST_MS, |_| false);
+    world
+}
+
+/// Messages per second among six nodes: one per pair, and a few of the log's leader.
+pub fn a_cluster_at_rest_says_little() {
+    const SECONDS: u64 = 20;
+    let mut world = at_rest();
+    let (said, ticked) = (world.batches, world.ticks);
+    world.run_until(SECONDS * 1_000, |_| false);
+    assert!(world.all_ready(), "everybody serves all the time");
+    let (batches, ticks) = ((world.batches - said) / SECONDS, (world.ticks - ticked) / SECONDS);
+    assert!((10..=22).contains(&batches), "{batches} messages per second");
+    assert!(ticks <= 6 * 5, "{ticks} ticks per second");
+}
+
+/// Whenever a node of a quiet cluster dies, all others have noticed within three seconds; the same when it comes back.
+pub fn a_death_at_rest_is_noticed_within_three_seconds() {
+    for phase in 0..20 {
+        let mut world = at_rest();
+        world.run_until(phase * 130, |_| false);
+        let node = phase as usize % 6;
+        let addr = world.nodes[node].addr.clone();
+        let others: Vec<usize> = (0..6).filter(|&other| other != node).collect();
+        let listed = |world: &World, other: usize| world.core(other).is_some_and(|core| core.view().contains(&addr));
+        world.kill(node);
+        let gone = world.run_until(3_000, |world| others.iter().all(|&other| !listed(world, other)));
+        assert!(gone, "node {node} is still in a view 3 s after its death in phase {phase}");
+        world.run_until(4_000, |_| false);
+        world.start(node);
+        let back = world.run_until(3_000, |world| others.iter().all(|&other| listed(world, other)));
+        assert!(back, "node {node} is not in all views 3 s after its return in phase {phase}");
+    }
+}
+
+/// The first write after a long rest finds out that a replica has died, and waits for the one that lives.
+pub fn the_first_write_after_a_rest_gets_its_copies() {
+    let mut world = at_rest();
+    world.kill(1);
+    match ask(&mut world, 0, 2, put(&staying(), "2"), None) {
+        Some(Answer::Replaced { replicas: 2, .. }) => {}
+        other => panic!("a write with one of three replicas dead is answered {other:?}"),
+    }
+    world.kill(2);
+    let began = world.now_ms;
+    match ask(&mut world, 0, 3, put(&staying(), "3"), None) {
+        Some(Answer::Replaced { replicas: 1, .. }) => {}
+        other => panic!("a write at the last replica is answered {other:?}"),
+    }
+    assert!(world.now_ms - began <= 550, "it waits no longer than --ack-wait");
+    let answer = ask(&mut world, 4, 4, get(&staying()), None);
+    assert!(matches!(answer, Some(Answer::Found { .. })), "passed on to the only replica left: {answer:?}");
+}
