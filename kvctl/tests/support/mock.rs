@@ -143,7 +143,8 @@ fn serve(node: usize, stream: TcpStream, inner: Arc<Mutex<Inner>>) {
             scripted.unwrap_or_else(|| usual(&asked, &inner.view))
         };
         if status == 0 {
-            std::thread::sleep(std::time::Duration::from_secs(30));
+            // Until the client gives up and closes; an error is a close, too.
+            let _ = std::io::copy(&mut reader, &mut std::io::sink());
             return;
         }
         let body = body.to_string();

@@ -248,6 +248,11 @@ impl Core {
                 {
                     return Some(Proposal::WriteOff { node });
                 }
+                // It is forgotten when this is over, and must not have a vote then.
+                let voters = self.consensus.as_ref().map(Consensus::voters).unwrap_or_default();
+                if topology.transition.leaving().is_some_and(|node| voters.contains(&node)) {
+                    return None;
+                }
                 let epoch = topology.layout.epoch;
                 let settled = |node: NodeId| {
                     written_off.contains(&node)

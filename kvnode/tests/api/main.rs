@@ -12,4 +12,5 @@ mod routes;
 mod soak;
 mod startup;
 mod support;
+mod topology;
 mod unknown;

@@ -76,6 +76,16 @@ pub enum Transition {
     },
 }
 
+impl Transition {
+    /// The node that goes, once the layout without it is in force.
+    pub fn leaving(&self) -> Option<NodeId> {
+        match self {
+            Self::Settling { change: Change { kind: ChangeKind::Remove(node), .. }, .. } => Some(*node),
+            _ => None,
+        }
+    }
+}
+
 /// How the last change ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ended {
@@ -197,11 +207,14 @@ impl Topology {
         self.nodes.keys().copied().filter(|&node| self.layout.shard_of_node(node).is_none()).collect()
     }
 
-    /// The nodes that should vote: at most seven, taken from the shards in turn, the lowest numbers first.
+    /// The nodes that should vote: at most seven, taken from the shards in turn, the lowest numbers first. One that is being
+    /// removed stops voting before it is forgotten: a seat that nobody can speak for would count against every majority.
     pub fn electors(&self) -> BTreeSet<NodeId> {
         const VOTERS_MAX: usize = 7;
         let mut electors = BTreeSet::new();
-        let known = |node: &NodeId| self.births.contains_key(node) && self.nodes.contains_key(node);
+        let leaving = self.transition.leaving();
+        let known =
+            |node: &NodeId| self.births.contains_key(node) && self.nodes.contains_key(node) && leaving != Some(*node);
         for place in 0..self.nodes.len() {
             let row = self.layout.shards.values().filter_map(|members| members.get(place)).copied();
             electors.extend(row.filter(known).take(VOTERS_MAX - electors.len()));

@@ -23,16 +23,17 @@ pub fn reshard(
     count: u32,
     next_shard: u32,
 ) -> Option<Layout> {
+    let spare: Vec<NodeId> = spare.iter().copied().filter(|node| !absent.contains(node)).collect();
+    let total = before.all_members().count() + spare.len();
+    // First of all: a count is any number that a client thinks of, and every voter plans.
+    if count == 0 || (count > 1 && total / REPLICAS_MIN < count as usize) {
+        return None;
+    }
     let ids: Vec<ShardId> = {
         let kept = before.shards.keys().copied().take(count as usize);
         let lacking = (count as usize).saturating_sub(before.shards.len()) as u32;
         kept.chain((0..lacking).map(|n| ShardId(next_shard + n))).collect()
     };
-    let spare: Vec<NodeId> = spare.iter().copied().filter(|node| !absent.contains(node)).collect();
-    let total = before.all_members().count() + spare.len();
-    if count == 0 || (count > 1 && total < REPLICAS_MIN * count as usize) {
-        return None;
-    }
     let shards = spread_nodes(before, &ids, &spare, absent);
     if count > 1 && shards.values().any(|members| members.len() < REPLICAS_MIN) {
         return None;
