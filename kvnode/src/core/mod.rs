@@ -18,6 +18,7 @@ pub mod inventory;
 pub mod log;
 pub mod replica;
 pub mod request;
+pub mod room;
 pub mod settings;
 pub mod status;
 pub mod token;
@@ -53,6 +54,7 @@ use inventory::Inventory;
 use repair::Repair;
 use replica::{Handed, Replica};
 use request::{Answer, Op};
+use room::Room;
 use serve::Waiting;
 use settings::{Mutant, Settings};
 use stable::Settling;
@@ -80,6 +82,8 @@ pub enum Event {
     Undelivered { peer: Addr, batch: Batch },
     /// What was committed when [`Core::sync_mark`] gave this is now on stable media.
     Synced(Vector),
+    /// The store's room has changed. To be said before what there is no room for.
+    Room(Room),
     /// Time has passed. Expected every [`TICK_MS`] or so.
     Tick,
 }
@@ -182,6 +186,7 @@ pub struct Core {
     rejoins: bool,
     losses_said: BTreeSet<crate::wire::ident::Origin>,
     draining: bool,
+    room: Room,
     effects: Vec<Effect>,
     wakes: BTreeSet<Addr>,
 }
@@ -248,6 +253,7 @@ impl Core {
             rejoins: false,
             losses_said: BTreeSet::new(),
             draining: false,
+            room: Room::Enough,
             effects: Vec::new(),
             wakes: BTreeSet::new(),
             settings,
@@ -297,6 +303,7 @@ impl Core {
             Event::Batch(batch) => self.batch(batch)?,
             Event::Undelivered { peer, batch } => self.undelivered(&peer, batch),
             Event::Synced(mark) => self.synced(&mark),
+            Event::Room(room) => self.room_is(room),
             Event::Tick => self.tick()?,
         }
         self.settle_turn()

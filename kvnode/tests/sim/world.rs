@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use bytes::Bytes;
 use kvnode::core::admin::AdminOp;
 use kvnode::core::request::{Answer, Op};
+use kvnode::core::room::Room;
 use kvnode::core::settings::{Mutant, Settings};
 use kvnode::core::topology::{Topology, Transition};
 use kvnode::core::{Core, Effect, Event, Now, TICK_MS};
@@ -60,6 +61,7 @@ pub struct SimNode {
     /// Counts restarts, to tell what belongs to an earlier process.
     life: u64,
     pub skew_ms: i64,
+    room: Room,
     busy: BTreeSet<usize>,
     clients: BTreeSet<u64>,
     admins: BTreeSet<u64>,
@@ -103,6 +105,7 @@ impl World {
             disk: Disk::new(),
             life: 0,
             skew_ms: 0,
+            room: Room::Enough,
             busy: BTreeSet::new(),
             clients: BTreeSet::new(),
             admins: BTreeSet::new(),
@@ -171,10 +174,19 @@ impl World {
         self.nodes[node].core = Some(core);
         self.nodes[node].life += 1;
         self.nodes[node].log_position = 0;
+        self.set_room(node, self.nodes[node].room);
         let life = self.nodes[node].life;
         let jitter = self.rng.below(TICK_MS);
         self.later(jitter, Step::Tick { node, life });
         self.later(self.sync_every_ms, Step::SyncStart { node, life });
+    }
+
+    /// The node's disk has so much room from now on.
+    pub fn set_room(&mut self, node: usize, room: Room) {
+        self.nodes[node].room = room;
+        if self.is_up(node) {
+            self.event(node, Event::Room(room));
+        }
     }
 
     /// The process dies; committed data stays.
