@@ -12,9 +12,9 @@ use kvnode::wire::ident::{Key, ShardId, Slot};
 use crate::scenarios::ask;
 use crate::world::{Weather, World};
 
-const CUT: Weather = Weather { cut: true, ..Weather::FAIR };
+pub const CUT: Weather = Weather { cut: true, ..Weather::FAIR };
 
-fn cluster(mutant: Option<Mutant>) -> World {
+pub fn cluster(mutant: Option<Mutant>) -> World {
     let mut world = World::new(11, 6, 2, 1 << 20, mutant);
     (0..6).for_each(|node| world.start(node));
     assert!(world.run_until(5_000, World::all_ready));
@@ -23,7 +23,7 @@ fn cluster(mutant: Option<Mutant>) -> World {
     world
 }
 
-fn cut(world: &mut World, some: &[usize], others: &[usize]) {
+pub fn cut(world: &mut World, some: &[usize], others: &[usize]) {
     for &one in some {
         for &other in others.iter().filter(|&&other| other != one) {
             world.weather.insert((one, other), CUT);
@@ -33,38 +33,38 @@ fn cut(world: &mut World, some: &[usize], others: &[usize]) {
 }
 
 /// A key whose slot is in `range`.
-fn key_in(range: std::ops::Range<u16>) -> Key {
+pub fn key_in(range: std::ops::Range<u16>) -> Key {
     let found = (0..).map(|number| format!("key-{number}")).find(|key| range.contains(&Slot::of(key).0));
     found.expect("every slot has keys").as_str().into()
 }
 
 /// Of shard s1 before, of s3 after.
-fn moving() -> Key {
+pub fn moving() -> Key {
     key_in(5_470..8_192)
 }
 
 /// Of shard s1 before and after.
-fn staying() -> Key {
+pub fn staying() -> Key {
     key_in(0..5_460)
 }
 
-fn put(key: &Key, value: &'static str) -> Op {
+pub fn put(key: &Key, value: &'static str) -> Op {
     Op::Put { key: key.clone(), value: value.into() }
 }
 
-fn get(key: &Key) -> Op {
+pub fn get(key: &Key) -> Op {
     Op::Get { key: key.clone() }
 }
 
-fn reshard(world: &mut World, at: usize) {
+pub fn reshard(world: &mut World, at: usize) {
     world.admin(at, 1, AdminOp::Reshard { count: 3, epoch: None });
 }
 
-fn epoch_at(world: &World, node: usize) -> u32 {
+pub fn epoch_at(world: &World, node: usize) -> u32 {
     world.core(node).and_then(|core| core.topology()).map_or(0, |topology| topology.layout.epoch.0)
 }
 
-fn context_of(answer: Option<Answer<String>>) -> Result<String, String> {
+pub fn context_of(answer: Option<Answer<String>>) -> Result<String, String> {
     match answer {
         Some(
             Answer::Created { context, .. }
@@ -76,7 +76,7 @@ fn context_of(answer: Option<Answer<String>>) -> Result<String, String> {
     }
 }
 
-fn wait_for(world: &mut World, limit_ms: u64, what: &str, done: impl FnMut(&World) -> bool) -> Result<(), String> {
+pub fn wait_for(world: &mut World, limit_ms: u64, what: &str, done: impl FnMut(&World) -> bool) -> Result<(), String> {
     if world.run_until(limit_ms, done) { Ok(()) } else { Err(format!("{what}: not within {limit_ms} ms")) }
 }
 
@@ -220,7 +220,7 @@ pub fn a_deletion_is_remembered_until_the_last_old_member_has_handed_over(
     }
 }
 
-fn holds(world: &World, node: usize, key: &Key) -> bool {
+pub fn holds(world: &World, node: usize, key: &Key) -> bool {
     let all = world.core(node).and_then(|core| core.contents().ok()).unwrap_or_default();
     all.iter().any(|(other, _)| other == key)
 }

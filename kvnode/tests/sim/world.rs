@@ -13,6 +13,7 @@ use kvnode::core::room::Room;
 use kvnode::core::settings::{Mutant, Settings};
 use kvnode::core::topology::{Topology, Transition};
 use kvnode::core::{Core, Effect, Event, Now, TICK_MS};
+use kvnode::storage::Store;
 use kvnode::wire::ident::{Addr, Dot, Incarnation, Key, NodeId};
 use kvnode::wire::peer::{Batch, decode, encode};
 
@@ -435,6 +436,12 @@ impl World {
 
     pub fn core(&self, node: usize) -> Option<&Core> {
         self.nodes[node].core.as_ref()
+    }
+
+    /// Keys that a node's disk holds, whether the node owns their slots or not.
+    pub fn stored(&self, node: usize) -> Vec<Key> {
+        let all = self.nodes[node].disk.lock().keys("", None, usize::MAX).expect("memory does not fail");
+        all.into_iter().map(|(key, _)| key).collect()
     }
 
     /// Runs until `done` or for `limit_ms`. Whether it came to be.
