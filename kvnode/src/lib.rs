@@ -10,6 +10,7 @@ pub mod logging;
 pub mod metrics;
 pub mod node;
 pub mod peer;
+mod room;
 pub mod run;
 mod setting;
 pub mod storage;

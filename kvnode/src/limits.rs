@@ -44,7 +44,7 @@ pub struct LimitArgs {
     /// Bytes of request and answer bodies of clients held at once, all together; beyond it 503 [default: 256MiB]
     #[arg(long, env = "MAX_BODIES", value_name = "BYTES")]
     max_bodies: Option<String>,
-    /// Largest batch taken from another node [default: 64MiB]
+    /// Largest batch taken from another node [default: 32MiB]
     #[arg(long, env = "MAX_PEER_BODY", value_name = "BYTES")]
     max_peer_body: Option<String>,
     /// Longest key in characters; beyond it 400 [default: 50]
@@ -65,9 +65,12 @@ pub struct LimitArgs {
     /// Bytes of messages that may wait for one peer, replication not counted [default: 32MiB]
     #[arg(long, env = "MAX_PEER_QUEUE", value_name = "BYTES")]
     max_peer_queue: Option<String>,
-    /// Bytes of recent writes kept in memory for replicas that lag [default: 64MiB]
+    /// Bytes of recent writes kept in memory for replicas that lag [default: 32MiB]
     #[arg(long, env = "LOG_BYTES", value_name = "BYTES")]
     log_bytes: Option<String>,
+    /// Bytes that the stored data may take; beyond it writes get 507 [default: what the disk has]
+    #[arg(long, env = "STORE_BYTES_MAX", value_name = "BYTES")]
+    store_bytes_max: Option<String>,
 }
 
 /// The bounds in force.
@@ -103,6 +106,8 @@ pub struct Limits {
     pub max_forwards: usize,
     pub max_peer_queue: usize,
     pub log_bytes: usize,
+    /// `None`: as many as the disk has, less what the engine needs to rewrite what it holds.
+    pub store_bytes_max: Option<u64>,
 }
 
 const KIB: usize = 1 << 10;
@@ -134,6 +139,7 @@ impl Default for Limits {
             max_forwards: 10_000,
             max_peer_queue: 32 * MIB,
             log_bytes: 32 * MIB,
+            store_bytes_max: None,
         }
     }
 }
@@ -173,6 +179,8 @@ impl LimitArgs {
             max_forwards: number("MAX_FORWARDS", &self.max_forwards, COUNT_MAX, d.max_forwards)?,
             max_peer_queue: size("MAX_PEER_QUEUE", &self.max_peer_queue, MIB, d.max_peer_queue)?,
             log_bytes: size("LOG_BYTES", &self.log_bytes, 64 * KIB, d.log_bytes)?,
+            store_bytes_max: Setting::new("STORE_BYTES_MAX", &self.store_bytes_max, "512MiB or 20GiB")
+                .parse(|text| bytes(text, MIB, usize::MAX >> 8).map(|bytes| bytes as u64))?,
         })
     }
 }

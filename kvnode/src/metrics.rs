@@ -12,6 +12,15 @@ pub fn render(status: &Status) -> String {
         written.expect("writing to a string does not fail");
     };
     gauge("serving", "1 if the node serves its shard.", u64::from(status.stage == "serving"));
+    gauge(
+        "no_room",
+        "1 if puts are refused for want of room, 2 if no writes are taken.",
+        match status.room {
+            "enough" => 0,
+            "low" => 1,
+            _ => 2,
+        },
+    );
     gauge("keys", "Keys with a value at this replica.", status.keys);
     gauge("writes", "Writes accepted by this node since it started.", status.writes);
     gauge("log_bytes", "Bytes of recent writes kept for replicas that lag.", status.log_bytes as u64);

@@ -23,6 +23,7 @@ use crate::core::request::{Answer, Op};
 use crate::core::settings::Settings;
 use crate::core::{Committed, Core, Effect, Event, Now, Severity};
 use crate::peer::{self, Link, LinkDone, auth};
+use crate::room::{self, BytesMax, RoomGauge};
 use crate::storage::dir::DataDir;
 use crate::storage::{Result, Store, StoreError, Syncer};
 use crate::wire::ident::{Addr, ShardId};
@@ -39,6 +40,8 @@ pub struct NodeParts {
     pub owned: Option<DataDir>,
     pub fsync: Fsync,
     pub secret: Option<String>,
+    /// Bytes that the store may take before puts are refused; `None`: what its disk has.
+    pub store_bytes_max: Option<u64>,
 }
 
 /// Why a node can't say anything about shards yet.
@@ -61,6 +64,7 @@ struct Shared {
     /// Set when the node can't go on.
     failure: watch::Sender<Option<String>>,
     secret: auth::Secret,
+    bytes_max: BytesMax,
     began: Instant,
     _owned: Option<DataDir>,
 }
@@ -87,9 +91,9 @@ impl NodeHandle {
     /// # Errors
     /// If the store can't be read.
     pub fn start(parts: NodeParts) -> Result<Self> {
-        let NodeParts { settings, store, owned, fsync, secret } = parts;
+        let NodeParts { settings, store, owned, fsync, secret, store_bytes_max } = parts;
         let began = Instant::now();
-        let syncer = store.syncer();
+        let (syncer, gauge) = (store.syncer(), RoomGauge::new(store.gauge()));
         let core = Core::start(settings, store, now(began))?;
         let shared = Arc::new(Shared {
             core: Mutex::new(core),
@@ -98,13 +102,14 @@ impl NodeHandle {
             turns: watch::Sender::new(0),
             failure: watch::Sender::new(None),
             secret: auth::Secret::new(secret.as_deref()),
+            bytes_max: BytesMax::new(store_bytes_max),
             began,
             _owned: owned,
         });
         if let (Some(syncer), Fsync::Interval(every)) = (syncer.clone(), fsync) {
             tokio::spawn(sync_regularly(shared.clone(), syncer, every));
         }
-        tokio::spawn(Loop::new(shared.clone(), syncer, fsync == Fsync::Always).run());
+        tokio::spawn(Loop::new(shared.clone(), syncer, gauge, fsync == Fsync::Always).run());
         Ok(Self { shared })
     }
 
@@ -241,6 +246,12 @@ impl NodeHandle {
         crate::metrics::render(&self.look(Core::status))
     }
 
+    /// Changes the limit on the bytes that the store may take: for operators, and for drills. `None`: what its disk has.
+    pub fn set_bytes_max(&self, bytes: Option<u64>) {
+        self.shared.bytes_max.set(bytes);
+        self.shared.arrived.notify_one();
+    }
+
     /// Stops taking requests, and waits until the peers that can be reached hold all that was written here.
     pub async fn drain(&self) {
         lock(&self.shared.core).begin_drain();
@@ -303,6 +314,7 @@ struct Loop {
     syncer: Option<Arc<dyn Syncer>>,
     /// `--fsync always`
     always: bool,
+    gauge: RoomGauge,
     client: reqwest::Client,
     links: BTreeMap<Addr, Link>,
     /// Links with a batch on its way.
@@ -312,9 +324,9 @@ struct Loop {
 }
 
 impl Loop {
-    fn new(shared: Arc<Shared>, syncer: Option<Arc<dyn Syncer>>, always: bool) -> Self {
+    fn new(shared: Arc<Shared>, syncer: Option<Arc<dyn Syncer>>, gauge: RoomGauge, always: bool) -> Self {
         let (links, busy, awake) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        Self { shared, syncer, always, client: peer::client(), links, busy, awake }
+        Self { shared, syncer, always, gauge, client: peer::client(), links, busy, awake }
     }
 
     async fn run(mut self) {
@@ -374,16 +386,23 @@ impl Loop {
     ) -> Result<(PeersWaiting, Committed)> {
         let at = now(self.shared.began);
         let mut core = lock(&self.shared.core);
+        let limit = &self.shared.bytes_max;
+        let mut handle = |event: Event| {
+            if let Some(room) = self.gauge.before(room::weight(&event), limit) {
+                core.handle(at, room)?;
+            }
+            core.handle(at, event)
+        };
         for event in events {
-            core.handle(at, event)?;
+            handle(event)?;
         }
         let mut senders = Vec::with_capacity(batches.len());
         for (batch, sender) in batches {
             senders.push((batch.from.clone(), sender));
-            core.handle(at, Event::Batch(batch))?;
+            handle(Event::Batch(batch))?;
         }
         if tick {
-            core.handle(at, Event::Tick)?;
+            handle(Event::Tick)?;
         }
         let committed = core.commit()?;
         Ok((senders, committed))

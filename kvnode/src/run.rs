@@ -96,7 +96,8 @@ fn start_node(config: &Config) -> Result<NodeHandle, String> {
         }
     };
     let secret = config.cluster_secret.clone();
-    let parts = NodeParts { settings: settings(config)?, store, owned, fsync: config.fsync, secret };
+    let store_bytes_max = config.limits.store_bytes_max;
+    let parts = NodeParts { settings: settings(config)?, store, owned, fsync: config.fsync, secret, store_bytes_max };
     NodeHandle::start(parts).map_err(|error| error.to_string())
 }
 

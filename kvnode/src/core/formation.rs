@@ -125,6 +125,10 @@ impl Core {
         if replica.stage != Stage::Filling || self.repair.is_some() || self.transfer.is_some() {
             return Ok(());
         }
+        if !self.takes_writes() {
+            self.reason = "no room left to store the shard's data".into();
+            return Ok(());
+        }
         match self.fill_plan(replica) {
             FillPlan::From(addr) => self.begin_repair(&addr),
             FillPlan::Handover { old, addr, shard } => self.fill_by_handover(old, &addr, shard),

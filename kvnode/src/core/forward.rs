@@ -199,7 +199,8 @@ impl Core {
         if !expected {
             return Ok(());
         }
-        if matches!(answer, Answer::NotReady { .. }) {
+        let refused = matches!(answer, Answer::NotReady { .. }) || self.another_has_room(id, &answer);
+        if refused {
             self.try_next(id);
             return Ok(());
         }
@@ -207,6 +208,17 @@ impl Core {
             self.answer(open.requester, answer);
         }
         Ok(())
+    }
+
+    /// Whether a replica had no room for a write, and others were not asked yet that may have.
+    fn another_has_room(&mut self, id: u64, answer: &Answer) -> bool {
+        let Some(open) = self.forwards.open.get_mut(&id).filter(|_| matches!(answer, Answer::Full { .. })) else {
+            return false;
+        };
+        open.tried.extend(open.target.clone());
+        // `try_next` forgets now and then whom it has tried: this must end all the same.
+        let open = &self.forwards.open[&id];
+        self.now.mono_ms.saturating_sub(open.began_ms) < TRY_AGAIN_MS && self.choose(open).is_some()
     }
 
     /// The current target certainly does not act on the request: on to the next.

@@ -18,6 +18,7 @@ pub mod inventory;
 pub mod log;
 pub mod replica;
 pub mod request;
+pub mod room;
 pub mod settings;
 pub mod status;
 pub mod token;
@@ -55,6 +56,7 @@ use pace::Pace;
 use repair::Repair;
 use replica::{Handed, Replica};
 use request::{Answer, Op};
+use room::Room;
 use serve::Waiting;
 use settings::{Mutant, Settings};
 use stable::Settling;
@@ -82,6 +84,8 @@ pub enum Event {
     Undelivered { peer: Addr, batch: Batch },
     /// What was committed when [`Core::sync_mark`] gave this is now on stable media.
     Synced(Vector),
+    /// The store's room has changed. To be said before what there is no room for.
+    Room(Room),
     /// Time has passed. Expected [`Core::tick_interval_ms`] after the last one.
     Tick,
 }
@@ -185,6 +189,7 @@ pub struct Core {
     rejoins: bool,
     losses_said: BTreeSet<crate::wire::ident::Origin>,
     draining: bool,
+    room: Room,
     effects: Vec<Effect>,
     wakes: BTreeSet<Addr>,
 }
@@ -252,6 +257,7 @@ impl Core {
             rejoins: false,
             losses_said: BTreeSet::new(),
             draining: false,
+            room: Room::Enough,
             effects: Vec::new(),
             wakes: BTreeSet::new(),
             settings,
@@ -301,6 +307,7 @@ impl Core {
             Event::Batch(batch) => self.batch(batch)?,
             Event::Undelivered { peer, batch } => self.undelivered(&peer, batch),
             Event::Synced(mark) => self.synced(&mark),
+            Event::Room(room) => self.room_is(room),
             Event::Tick => self.tick()?,
         }
         self.settle_turn()

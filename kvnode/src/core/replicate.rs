@@ -12,7 +12,7 @@ use super::Core;
 use super::causal::Vector;
 use super::settings::Mutant;
 use crate::storage::Result;
-use crate::wire::ident::{Addr, Origin};
+use crate::wire::ident::{Addr, Dot, Origin};
 use crate::wire::peer::{Floors, Message, Stage, Write};
 
 use super::contact::Peer;
@@ -37,7 +37,8 @@ impl Core {
     /// Whether this peer lacks writes of ours that were not handed to its link yet.
     pub(super) fn has_writes_for(&self, addr: &Addr, peer: &Peer) -> bool {
         let Some(replica) = &self.replica else { return false };
-        let takes = peer.report.is_some() && matches!(peer.stage, Some(Stage::Serving | Stage::Leaving));
+        let has_room = peer.report.as_ref().is_some_and(|report| report.takes_writes);
+        let takes = has_room && matches!(peer.stage, Some(Stage::Serving | Stage::Leaving));
         takes && peer.sent < replica.seq() && self.is_mate(addr)
     }
 
@@ -68,6 +69,15 @@ impl Core {
 
     pub(super) fn writes(&mut self, from: &Addr, writes: Vec<Write>, pulled: bool) -> Result<()> {
         let last = writes.last().map(|write| write.version.dot.origin);
+        if !self.takes_writes() {
+            if self.settings.broken(Mutant::FullAcknowledges)
+                && let Some(write) = writes.last()
+            {
+                let Dot { origin, seq } = write.version.dot;
+                self.send(from, Message::Held { origin, seq });
+            }
+            return Ok(());
+        }
         for write in writes {
             self.deliver(write)?;
         }
@@ -119,6 +129,9 @@ impl Core {
     /// Applies what waited for dependencies and waits no longer.
     pub(super) fn deliver_waiting(&mut self) -> Result<()> {
         let mut progress = false;
+        if !self.takes_writes() {
+            return Ok(());
+        }
         while let Some(origin) = self.waiting_no_longer() {
             let write = self.replica.as_mut().and_then(|replica| replica.take_waiting(origin));
             if let Some(write) = write {
@@ -198,6 +211,9 @@ impl Core {
     /// Asks a peer for what is lacking here, unless that was just done.
     pub(super) fn pull(&mut self, addr: &Addr) {
         let Some(replica) = self.replica.as_ref().filter(|replica| replica.stage != Stage::Filling) else { return };
+        if !self.takes_writes() {
+            return;
+        }
         let message = Message::Pull { have: replica.applied.clone(), floors: replica.floors_list() };
         let now = self.now.mono_ms;
         let Some(peer) = self.peers.get_mut(addr) else { return };
@@ -259,7 +275,7 @@ impl Core {
 
     pub(super) fn told_behind(&mut self, from: &Addr) {
         let serving = self.is_serving();
-        if serving && self.repair.is_none() {
+        if serving && self.repair.is_none() && self.takes_writes() {
             self.begin_repair(from);
         }
     }

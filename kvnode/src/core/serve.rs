@@ -202,6 +202,10 @@ impl Core {
 
     /// Serves a request if its dependencies are here; else gives it back, with what is missing.
     fn try_serve(&mut self, request: Parked) -> Result<Option<(Parked, Vector)>> {
+        if let Some(full) = self.no_room_for(&request.op) {
+            self.answer(request.requester, full);
+            return Ok(None);
+        }
         let replica = self.replica.as_ref().expect("only a serving replica serves");
         let reads = matches!(request.op, Op::Get { .. } | Op::List { .. });
         let mutant = if reads { Mutant::ReadUnchecked } else { Mutant::WriteUnchecked };
@@ -470,7 +474,8 @@ impl Core {
             let Some(peer) = self.peer_of(node) else { continue };
             let Some(seq) = held(peer) else { continue };
             told.all.push(seq);
-            if self.is_reachable(peer) {
+            let takes = peer.report.as_ref().is_none_or(|report| report.takes_writes);
+            if self.is_reachable(peer) && takes {
                 told.reachable.push(seq);
             }
         }

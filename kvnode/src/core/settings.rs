@@ -87,6 +87,8 @@ pub enum Mutant {
     CopyVectorFirst,
     /// A new owner serves although its copies are not here.
     ServeUncopied,
+    /// A replica without room acknowledges writes that it does not take.
+    FullAcknowledges,
     /// Tombstones are dropped while the old members still hand over.
     TombstoneDroppedWhileSettling,
 }

@@ -56,6 +56,7 @@ impl Core {
             frozen: self.is_frozen(),
             applied: replica.applied.clone(),
             durable: replica.durable.clone(),
+            takes_writes: self.takes_writes(),
             floors: replica.floors_list(),
             lives,
         }
@@ -85,6 +86,8 @@ impl Core {
         }
         self.note_held(from, held);
         self.notice_lag(from);
+        // It may have room again for what was not sent.
+        self.wakes.insert(from.clone());
     }
 
     pub(super) fn own_stable(&self) -> Stable {
@@ -145,7 +148,7 @@ impl Core {
             }
         }
         self.settle();
-        self.sweep()
+        if self.takes_writes() { self.sweep() } else { Ok(()) }
     }
 
     fn retire(&mut self, floors: &Floors) {

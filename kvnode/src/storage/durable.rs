@@ -23,13 +23,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::aside::Aside;
+use super::gauge::{Ballast, Gauge, Usage, free_bytes};
 use super::{Fact, Result, Store, StoreError, Syncer, Version, decode, encode};
+use crate::core::room::Room;
 use crate::wire::ident::{Key, Slot};
 
 /// Block cache. Small, for a container with a few hundred MiB.
 const CACHE_BYTES: u64 = 32 << 20;
 /// Journals that wait for their data to reach tables.
 const JOURNAL_BYTES: u64 = 128 << 20;
+/// The most that one compaction rewrites, about: the youngest tables and those below that they overlap.
+const COMPACTION_BYTES: u64 = 512 << 20;
 const BATCH: &str = "batch";
 
 /// Staged changes; `None`: removed.
@@ -44,6 +48,14 @@ pub struct DurableStore {
     staged_facts: BTreeMap<&'static str, Vec<u8>>,
     aside: Aside,
     syncer: Arc<FjallSyncer>,
+    gauge: Arc<FjallGauge>,
+}
+
+struct FjallGauge {
+    db: Database,
+    keyspaces: [Keyspace; 3],
+    dir: PathBuf,
+    ballast: Ballast,
 }
 
 struct FjallSyncer {
@@ -94,6 +106,7 @@ impl DurableStore {
     /// [`StoreError::Damaged`] if what was synced is not all there.
     pub fn open(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir).map_err(|error| io_error(&error))?;
+        let ballast = Ballast::open(dir);
         let db = Database::builder(dir.join("fjall"))
             .cache_size(CACHE_BYTES)
             .max_journaling_size(JOURNAL_BYTES)
@@ -115,9 +128,11 @@ impl DurableStore {
         }
         let syncer =
             FjallSyncer { db: db.clone(), committed: AtomicU64::new(recovered), synced: Mutex::new((path, synced)) };
+        let keyspaces = [versions.clone(), keys.clone(), facts.clone()];
+        let gauge = Arc::new(FjallGauge { db: db.clone(), keyspaces, dir: dir.to_owned(), ballast });
         let (staged, staged_facts) = (BTreeMap::new(), BTreeMap::new());
         let aside = Aside::new(dir.join("set-aside.jsonl"));
-        Ok(Self { db, versions, keys, facts, staged, staged_facts, aside, syncer: Arc::new(syncer) })
+        Ok(Self { db, versions, keys, facts, staged, staged_facts, aside, syncer: Arc::new(syncer), gauge })
     }
 
     /// Opens the store in `dir`. A damaged one is set aside, and an empty one takes its place; then where the damaged one is
@@ -310,6 +325,27 @@ impl Store for DurableStore {
 
     fn syncer(&self) -> Option<Arc<dyn Syncer>> {
         Some(self.syncer.clone())
+    }
+
+    fn gauge(&self) -> Option<Arc<dyn Gauge>> {
+        Some(self.gauge.clone())
+    }
+}
+
+impl Gauge for FjallGauge {
+    fn measure(&self) -> Result<Usage> {
+        // What is in the journal alone, and has to be written once more before the journal can go.
+        let unflushed = self.db.write_buffer_size();
+        let tables: u64 = self.keyspaces.iter().map(Keyspace::disk_space).sum();
+        Ok(Usage {
+            used: tables + unflushed,
+            free: free_bytes(&self.dir),
+            engine_needs: unflushed + tables.min(COMPACTION_BYTES),
+        })
+    }
+
+    fn judged(&self, room: Room) {
+        self.ballast.adjust(room, free_bytes(&self.dir).unwrap_or(u64::MAX));
     }
 }
 

@@ -9,7 +9,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use super::gauge::{Counter, Gauge};
 use super::{Fact, Result, Store, Syncer, Version, decode, encode};
 use crate::wire::ident::{Key, Slot};
 
@@ -21,6 +23,7 @@ pub struct MemoryStore {
     /// How to take back what was staged since the last commit.
     staged: Vec<Undo>,
     changed: bool,
+    bytes: Arc<Counter>,
     /// The same per committed batch that was not synced, oldest first; `None` where no crash is modelled.
     unsynced: Option<VecDeque<Vec<Undo>>>,
 }
@@ -85,8 +88,11 @@ impl MemoryStore {
     }
 
     fn place(&mut self, slot: Slot, key: &Key, version: Encoded) -> Option<Encoded> {
+        self.bytes.0.fetch_add(bytes_of(key, &version), Ordering::Relaxed);
         if let Some(present) = self.versions.get_mut(key) {
-            return Some(std::mem::replace(present, version));
+            let before = std::mem::replace(present, version);
+            self.bytes.0.fetch_sub(bytes_of(key, &before), Ordering::Relaxed);
+            return Some(before);
         }
         self.slots.entry(slot).or_default().insert(key.clone());
         self.versions.insert(key.clone(), version)
@@ -99,7 +105,10 @@ impl MemoryStore {
                 self.slots.remove(&slot);
             }
         }
-        self.versions.remove(key)
+        let before = self.versions.remove(key);
+        let bytes = before.as_ref().map_or(0, |version| bytes_of(key, version));
+        self.bytes.0.fetch_sub(bytes, Ordering::Relaxed);
+        before
     }
 
     /// Notes a change, and, in a store that models crashes, how to take it back.
@@ -109,6 +118,11 @@ impl MemoryStore {
             self.staged.push(undo());
         }
     }
+}
+
+/// About what a version takes.
+fn bytes_of(key: &Key, version: &[u8]) -> u64 {
+    (128 + key.len() + version.len()) as u64
 }
 
 fn after_bound(after: Option<&Key>) -> Bound<Key> {
@@ -177,5 +191,9 @@ impl Store for MemoryStore {
 
     fn syncer(&self) -> Option<Arc<dyn Syncer>> {
         None
+    }
+
+    fn gauge(&self) -> Option<Arc<dyn Gauge>> {
+        Some(self.bytes.clone())
     }
 }

@@ -12,6 +12,8 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use gauge::Gauge;
+
 use crate::core::causal::Vector;
 use crate::core::clock::Stamp;
 use crate::wire::ident::{Dot, Key, Slot};
@@ -51,7 +53,8 @@ fn decode(bytes: &[u8]) -> Result<Version> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fact(pub &'static str);
 
-/// The store can't go on. The process that owns it stops serving.
+/// The store can't go on. The process that owns it stops serving. (Room is judged before, see [`gauge`]; [`StoreError::Full`]
+/// comes only where somebody else takes it in between.)
 #[derive(Debug)]
 pub enum StoreError {
     /// No room left; nothing of the batch was kept.
@@ -114,9 +117,13 @@ pub trait Store: Send {
 
     /// `None` where there is nothing to sync: data in memory lives and dies with the process.
     fn syncer(&self) -> Option<std::sync::Arc<dyn Syncer>>;
+
+    /// Tells how much room there is; `None` where nobody counts.
+    fn gauge(&self) -> Option<std::sync::Arc<dyn Gauge>>;
 }
 
 mod aside;
 pub mod dir;
 pub mod durable;
+pub mod gauge;
 pub mod memory;

@@ -15,7 +15,7 @@ use crate::core::topology::{ClusterId, Proposal, RequestId, SlotRun, Topology, T
 use crate::storage::Version;
 
 /// First byte of every batch. A node refuses a version that it does not know.
-pub const PROTOCOL_VERSION: u8 = 2;
+pub const PROTOCOL_VERSION: u8 = 3;
 
 /// Messages from one life of a node to one life of another.
 ///
@@ -69,6 +69,8 @@ pub struct Report {
     pub oldest: Epoch,
     /// Slots are being copied: nothing is to become stable on the strength of this report.
     pub frozen: bool,
+    /// Whether the reporter has room for what others write.
+    pub takes_writes: bool,
     pub applied: Vector,
     pub durable: Vector,
     pub floors: Floors,

@@ -3,6 +3,7 @@
 //! `KV_SEEDS=10000` runs more seeds; `KV_SEED=n` runs one and prints what the nodes said.
 
 mod growth;
+mod known;
 mod naive;
 mod operators;
 mod quiet;
@@ -107,7 +108,7 @@ fn a_received_write_is_not_stable() {
 }
 
 /// A schedule that must hold, and must not with the mechanism broken.
-fn shows(schedule: fn(Option<Mutant>) -> Result<(), String>, mutant: Mutant) {
+pub fn shows(schedule: fn(Option<Mutant>) -> Result<(), String>, mutant: Mutant) {
     assert_eq!(schedule(None), Ok(()));
     let broken = schedule(Some(mutant));
     assert!(broken.is_err(), "{mutant:?} is not caught");

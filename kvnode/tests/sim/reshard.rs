@@ -12,7 +12,7 @@ use kvnode::wire::ident::{Key, ShardId, Slot};
 use crate::scenarios::ask;
 use crate::world::{Weather, World};
 
-const CUT: Weather = Weather { cut: true, ..Weather::FAIR };
+pub const CUT: Weather = Weather { cut: true, ..Weather::FAIR };
 
 pub fn cluster(mutant: Option<Mutant>) -> World {
     let mut world = World::new(11, 6, 2, 1 << 20, mutant);
@@ -39,7 +39,7 @@ pub fn key_in(range: std::ops::Range<u16>) -> Key {
 }
 
 /// Of shard s1 before, of s3 after.
-fn moving() -> Key {
+pub fn moving() -> Key {
     key_in(5_470..8_192)
 }
 
@@ -221,7 +221,7 @@ pub fn a_deletion_is_remembered_until_the_last_old_member_has_handed_over(
     }
 }
 
-fn holds(world: &World, node: usize, key: &Key) -> bool {
+pub fn holds(world: &World, node: usize, key: &Key) -> bool {
     let all = world.core(node).and_then(|core| core.contents().ok()).unwrap_or_default();
     all.iter().any(|(other, _)| other == key)
 }

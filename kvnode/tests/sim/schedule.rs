@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kvnode::checker::{Moment, judge};
 use kvnode::core::admin::AdminOp;
 use kvnode::core::request::{Answer, Op};
+use kvnode::core::room::Room;
 use kvnode::core::settings::Mutant;
 use kvnode::wire::ident::ShardId;
 
@@ -50,6 +51,8 @@ struct Faults {
     deletes: bool,
     /// The topology changes.
     changes: bool,
+    /// Disks fill up, and have room again.
+    disks: bool,
 }
 
 impl Faults {
@@ -64,6 +67,7 @@ impl Faults {
             small_log: seed / 5 % 2 == 1,
             deletes: (seed / 20).is_multiple_of(2),
             changes: !seed.is_multiple_of(3),
+            disks: seed % 7 == 3,
         }
     }
 }
@@ -303,6 +307,11 @@ impl Run {
             return;
         }
         self.next_fault_ms = now + self.rng().between(20, 400);
+        if self.faults.disks {
+            let node = self.some_node();
+            let room = [Room::Enough, Room::Enough, Room::Low, Room::None][self.rng().below(4) as usize];
+            self.world.set_room(node, room);
+        }
         if self.faults.network && self.rng().percent(60) {
             self.change_weather();
         } else if self.faults.kills && self.rng().percent(30) {
@@ -455,6 +464,7 @@ impl Run {
     /// Everything works again: everybody must serve, and replicas must become equal.
     fn heal(&mut self) -> Result<(), String> {
         self.world.weather.clear();
+        (0..NODES).for_each(|node| self.world.set_room(node, Room::Enough));
         for node in 0..NODES {
             if self.world.is_started(node) && !self.world.is_up(node) {
                 self.world.start(node);

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use kvnode::storage::gauge::Gauge;
 use kvnode::storage::memory::MemoryStore;
 use kvnode::storage::{Fact, Result, Store, Syncer, Version};
 use kvnode::wire::ident::{Key, Slot};
@@ -61,6 +62,10 @@ impl Store for Disk {
     }
 
     fn syncer(&self) -> Option<Arc<dyn Syncer>> {
+        None
+    }
+
+    fn gauge(&self) -> Option<Arc<dyn Gauge>> {
         None
     }
 }

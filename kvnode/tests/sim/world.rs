@@ -9,9 +9,11 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use bytes::Bytes;
 use kvnode::core::admin::AdminOp;
 use kvnode::core::request::{Answer, Op};
+use kvnode::core::room::Room;
 use kvnode::core::settings::{Mutant, Settings};
 use kvnode::core::topology::{Topology, Transition};
 use kvnode::core::{Core, Effect, Event, Now, TICK_MS};
+use kvnode::storage::Store;
 use kvnode::wire::ident::{Addr, Dot, Incarnation, Key, NodeId};
 use kvnode::wire::peer::{Batch, decode, encode};
 
@@ -60,6 +62,7 @@ pub struct SimNode {
     /// Counts restarts, to tell what belongs to an earlier process.
     life: u64,
     pub skew_ms: i64,
+    room: Room,
     busy: BTreeSet<usize>,
     clients: BTreeSet<u64>,
     admins: BTreeSet<u64>,
@@ -110,6 +113,7 @@ impl World {
             disk: Disk::new(),
             life: 0,
             skew_ms: 0,
+            room: Room::Enough,
             busy: BTreeSet::new(),
             clients: BTreeSet::new(),
             admins: BTreeSet::new(),
@@ -183,11 +187,20 @@ impl World {
         self.nodes[node].core = Some(core);
         self.nodes[node].life += 1;
         self.nodes[node].log_position = 0;
+        self.set_room(node, self.nodes[node].room);
         let life = self.nodes[node].life;
         let jitter = self.rng.below(TICK_MS);
         (self.nodes[node].last_tick_ms, self.nodes[node].tick_due_ms) = (self.now_ms, self.now_ms + jitter);
         self.later(jitter, Step::Tick { node, life });
         self.later(self.sync_every_ms, Step::SyncStart { node, life });
+    }
+
+    /// The node's disk has so much room from now on.
+    pub fn set_room(&mut self, node: usize, room: Room) {
+        self.nodes[node].room = room;
+        if self.is_up(node) {
+            self.event(node, Event::Room(room));
+        }
     }
 
     /// The process dies; committed data stays.
@@ -462,6 +475,12 @@ impl World {
 
     pub fn core(&self, node: usize) -> Option<&Core> {
         self.nodes[node].core.as_ref()
+    }
+
+    /// Keys that a node's disk holds, whether the node owns their slots or not.
+    pub fn stored(&self, node: usize) -> Vec<Key> {
+        let all = self.nodes[node].disk.lock().keys("", None, usize::MAX).expect("memory does not fail");
+        all.into_iter().map(|(key, _)| key).collect()
     }
 
     /// Runs until `done` or for `limit_ms`. Whether it came to be.

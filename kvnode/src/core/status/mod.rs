@@ -28,6 +28,8 @@ pub struct Status {
     pub life: u64,
     pub writes: u64,
     pub keys: u64,
+    /// Room to store data: `enough`, `low` (puts are refused) or `none` (no writes are taken).
+    pub room: &'static str,
     /// Equal at all replicas of a shard that have the same keys, versions and tombstones.
     pub digest: String,
     pub log_bytes: usize,
@@ -158,6 +160,7 @@ impl Core {
             life: self.life.0,
             writes: replica.map_or(0, super::replica::Replica::seq),
             keys: self.inventory.live_in(slots_in(&self.bearings.own_runs)),
+            room: self.room.name(),
             digest: format!("{digest:016x}"),
             log_bytes: replica.map_or(0, |replica| replica.log.weight()),
             waiting: self.waiting.len(),

@@ -133,3 +133,31 @@ fn damage_before_what_was_synced_is_not_taken_for_a_torn_tail() {
     assert!(aside.is_some_and(|aside| aside.join("fjall").is_dir()), "set aside, not deleted");
     assert_eq!(newest(&store), 0, "and an empty store takes its place");
 }
+
+/// The vector says what has been applied; if it were kept apart from the data, a crash between the two would lose a write for good,
+/// or apply it twice. Cut at every place of the last batches, the store holds both or neither.
+#[test]
+fn a_crash_between_data_and_applied_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = DurableStore::open(folder.path()).unwrap();
+    for number in 1..=12_u64 {
+        store.put(Slot::of(&key(number)), &key(number), version(number));
+        store.set_fact(Fact("applied"), number.to_be_bytes().to_vec());
+        store.commit().unwrap();
+    }
+    let crashed = copy_of(folder.path());
+    drop(store);
+    let path = journal(crashed.path());
+    let bytes = fs::read(&path).unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for cut in (used(&bytes) - 420..used(&bytes)).step_by(11) {
+        let torn = copy_of(crashed.path());
+        fs::write(journal(torn.path()), &bytes[..cut]).unwrap();
+        let (store, aside) = DurableStore::open_or_set_aside(torn.path()).unwrap();
+        assert_eq!(aside, None, "cut at {cut}");
+        let applied = decode_number(&store.fact(Fact("applied")).unwrap().expect("the first ones are whole")).unwrap();
+        assert_eq!(newest(&store), applied, "cut at {cut}");
+        seen.insert(applied);
+    }
+    assert!(seen.len() >= 3, "the cuts are in several batches: {seen:?}");
+}
