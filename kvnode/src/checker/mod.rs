@@ -9,13 +9,19 @@
 //!
 //! Writes that were lost by right (every copy's node failed) neither overwrite anything nor carry causality.
 //!
-//! **Cost.** The moments come in the order in which they happened, so reads-from points backwards and one pass is enough. A
-//! causal past is kept as its *maximal* writes per key: whatever else is in it is dominated by one of them and can neither
-//! be missed nor overwrite more. Whether one write dominates another is found by walking down that key's order from the later
-//! one, never below the earlier one's level; reads are of recent writes, so walks are short. That makes the time per
-//! operation proportional to the keys in use times the writes to one key that are concurrent, whatever the history's length.
+//! **Cost.** The moments come in the order in which they happened, so reads-from points backwards and one pass is enough. Writes
+//! are strung on *chains*, each after the one before it: then whether one write is in the past of another is one look at a
+//! vector clock over chains. A past is that clock and its *maximal* writes per key (whatever else is in it is dominated by one
+//! of them and can neither be missed nor overwrite more). Both are persistent tries, so that what two pasts have in common is
+//! stored once, and taking one over into the other costs what they differ in: about as much as is going on at a time, whatever
+//! the history's length and its number of keys.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod trie;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::rc::Rc;
+
+use trie::Trie;
 
 /// What happened, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,9 +41,33 @@ pub enum Moment {
 /// Index of a write in the order of invocation.
 type Index = u32;
 
-/// Per key the maximal writes of a causal past. Small and sorted.
+/// Maximal writes to one key, sorted; `None`: none.
 #[derive(Clone, Debug, Default)]
-struct Past(Vec<(u32, Index)>);
+struct Maximal(Option<Rc<[Index]>>);
+
+impl Maximal {
+    fn all(&self) -> &[Index] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+impl PartialEq for Maximal {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Some(one), Some(other)) => Rc::ptr_eq(one, other) || one == other,
+            (one, other) => one.is_none() && other.is_none(),
+        }
+    }
+}
+
+/// A causal past.
+#[derive(Clone, Debug, Default)]
+struct Past {
+    /// Per chain: how many of its writes.
+    clock: Trie<u32>,
+    /// Per key the maximal writes.
+    newest: Trie<Maximal>,
+}
 
 struct Write {
     id: u64,
@@ -45,23 +75,39 @@ struct Write {
     delete: bool,
     failed: bool,
     lost: bool,
-    /// Longer than any chain of writes to the same key below it.
-    level: u32,
-    past: Past,
+    /// Where it is: the chain, and its number there, from 1.
+    chain: u32,
+    number: u32,
+    /// Its past, and the write itself.
+    after: Past,
+    /// The maximal writes to its key that it overwrote.
+    below: Maximal,
 }
 
 impl Past {
-    fn of_key(&self, key: u32) -> impl Iterator<Item = Index> + '_ {
-        let start = self.0.partition_point(|entry| entry.0 < key);
-        self.0[start..].iter().take_while(move |entry| entry.0 == key).map(|entry| entry.1)
+    fn of_key(&self, key: u32) -> &[Index] {
+        self.newest.get(key as usize).map_or(&[], Maximal::all)
     }
+
+    fn has(&self, write: &Write) -> bool {
+        self.clock.get(write.chain as usize).is_some_and(|&count| count >= write.number)
+    }
+}
+
+#[derive(Default)]
+struct Session {
+    past: Past,
+    /// The chain of what it wrote or learned last.
+    chain: Option<u32>,
 }
 
 #[derive(Default)]
 struct Judge {
     writes: Vec<Write>,
     by_id: HashMap<u64, Index>,
-    sessions: HashMap<usize, Past>,
+    sessions: HashMap<usize, Session>,
+    /// Writes per chain.
+    chains: Vec<u32>,
     acknowledged: Vec<Index>,
     /// (earlier, later) of one key, from reads.
     before: Vec<(Index, Index)>,
@@ -85,8 +131,7 @@ impl Judge {
     fn take(&mut self, moment: &Moment, lost: &BTreeSet<u64>) -> Result<(), String> {
         match *moment {
             Moment::Invoke { session, key, write, delete } => {
-                let past = self.sessions.get(&session).cloned().unwrap_or_default();
-                self.invoke(key as u32, write, delete, lost.contains(&write), past);
+                self.invoke(session, key as u32, write, delete, lost.contains(&write));
             }
             Moment::Done { session, write } => {
                 let index = self.by_id[&write];
@@ -106,90 +151,78 @@ impl Judge {
                 }
             }
             Moment::Read { session, key, saw } => {
-                let past = self.sessions.get(&session).cloned().unwrap_or_default();
+                let past = self.sessions.entry(session).or_default().past.clone();
                 self.read(&past, key as u32, saw)?;
                 if let Some(index) = saw.map(|id| self.by_id[&id]).filter(|&index| !self.writes[index as usize].lost) {
                     self.learn(session, index);
                 }
             }
             Moment::Hand { from, to } => {
-                let (giver, taker) = (self.sessions.get(&from), self.sessions.get(&to));
-                let (giver, taker) = (giver.cloned().unwrap_or_default(), taker.cloned().unwrap_or_default());
-                let past = self.merged(&taker, &giver);
-                self.sessions.insert(to, past);
+                let given = self.sessions.entry(from).or_default().past.clone();
+                let taker = std::mem::take(&mut self.sessions.entry(to).or_default().past);
+                let past = self.merged(taker, &given);
+                self.sessions.entry(to).or_default().past = past;
             }
         }
         Ok(())
     }
 
-    fn invoke(&mut self, key: u32, id: u64, delete: bool, lost: bool, past: Past) {
+    fn invoke(&mut self, session: usize, key: u32, id: u64, delete: bool, lost: bool) {
+        let Session { past, chain } = self.sessions.entry(session).or_default();
+        let mut after = past.clone();
+        // A chain goes on only with what comes after its last write.
+        let goes_on = |chain: &u32| after.clock.get(*chain as usize) == Some(&self.chains[*chain as usize]);
+        let on = chain.filter(goes_on).unwrap_or_else(|| {
+            self.chains.push(0);
+            self.chains.len() as u32 - 1
+        });
+        *chain = Some(on);
+        self.chains[on as usize] += 1;
+        let number = self.chains[on as usize];
         let index = self.writes.len() as Index;
-        let level = past.of_key(key).map(|below| self.writes[below as usize].level + 1).max().unwrap_or(0);
+        let below = after.newest.get(key as usize).cloned().unwrap_or_default();
+        after.clock.set(on as usize, number);
+        after.newest.set(key as usize, Maximal(Some(Rc::new([index]))));
         self.by_id.insert(id, index);
         if delete {
             self.deletes.entry(key).or_default().push(index);
         }
-        self.writes.push(Write { id, key, delete, failed: false, lost, level, past });
+        self.writes.push(Write { id, key, delete, failed: false, lost, chain: on, number, after, below });
     }
 
     /// A session's past grows by a write and all before it.
     fn learn(&mut self, session: usize, index: Index) {
-        let past = self.sessions.get(&session).cloned().unwrap_or_default();
-        let grown = self.merged(&past, &self.with(index));
-        self.sessions.insert(session, grown);
-    }
-
-    /// The past of a write, and the write, which is then the only maximal one of its key.
-    fn with(&self, index: Index) -> Past {
+        let past = std::mem::take(&mut self.sessions.entry(session).or_default().past);
         let write = &self.writes[index as usize];
-        let mut past = write.past.clone();
-        past.0.retain(|entry| entry.0 != write.key);
-        let at = past.0.partition_point(|entry| entry.0 < write.key);
-        past.0.insert(at, (write.key, index));
-        past
+        let grown = self.merged(past, &write.after);
+        let chain = Some(write.chain);
+        self.sessions.insert(session, Session { past: grown, chain });
     }
 
-    /// Whether `earlier` is in the causal past of `later`; both write to one key.
+    /// Whether `earlier` is in the causal past of `later`.
     fn dominates(&self, later: Index, earlier: Index) -> bool {
-        let floor = self.writes[earlier as usize].level;
-        let mut stack = vec![later];
-        let mut seen = BTreeSet::new();
-        while let Some(index) = stack.pop() {
-            let write = &self.writes[index as usize];
-            // What is in a past was invoked before.
-            if write.level <= floor || index <= earlier {
-                continue;
-            }
-            for below in write.past.of_key(write.key) {
-                if below == earlier {
-                    return true;
-                }
-                if seen.insert(below) {
-                    stack.push(below);
-                }
-            }
-        }
-        false
+        later != earlier && self.writes[later as usize].after.has(&self.writes[earlier as usize])
     }
 
-    /// The maximal writes of two pasts together.
-    fn merged(&self, one: &Past, other: &Past) -> Past {
-        let mut all: Vec<(u32, Index)> = Vec::with_capacity(one.0.len().max(other.0.len()));
-        let (mut left, mut right) = (one.0.iter().peekable(), other.0.iter().peekable());
-        while let Some(&&next) = [left.peek(), right.peek()].into_iter().flatten().min() {
-            left.next_if(|entry| **entry == next);
-            right.next_if(|entry| **entry == next);
-            all.push(next);
-        }
-        let alone = |at: usize| {
-            let key = all[at].0;
-            (at == 0 || all[at - 1].0 != key) && all.get(at + 1).is_none_or(|entry| entry.0 != key)
+    /// Two pasts together.
+    fn merged(&self, mut one: Past, other: &Past) -> Past {
+        one.clock.merge(&other.clock, &|left, right| *left.max(right));
+        one.newest.merge(&other.newest, &|left, right| self.maximal(left, right));
+        one
+    }
+
+    fn maximal(&self, one: &Maximal, other: &Maximal) -> Maximal {
+        let (left, right) = match (one.all(), other.all()) {
+            (left, []) if !left.is_empty() => return one.clone(),
+            ([], _) => return other.clone(),
+            both => both,
         };
-        let maximal = |at: &usize| {
-            let (key, index) = all[*at];
-            alone(*at) || !all.iter().any(|&(k, other)| k == key && other != index && self.dominates(other, index))
-        };
-        Past((0..all.len()).filter(maximal).map(|at| all[at]).collect())
+        let stays = |index: &Index, others: &[Index]| !others.iter().any(|&other| self.dominates(other, *index));
+        let mut all: Vec<Index> = left.iter().copied().filter(|index| stays(index, right)).collect();
+        all.extend(right.iter().copied().filter(|index| stays(index, left)));
+        all.sort_unstable();
+        all.dedup();
+        Maximal(Some(all.into()))
     }
 
     fn read(&mut self, past: &Past, key: u32, saw: Option<u64>) -> Result<(), String> {
@@ -199,7 +232,7 @@ impl Judge {
         if write.failed || write.key != key {
             return Err(format!("{id} was not written to this key, or its write was refused"));
         }
-        for other in past.of_key(key).filter(|&other| other != index) {
+        for &other in past.of_key(key).iter().filter(|&&other| other != index) {
             if self.dominates(other, index) {
                 return Err(format!("the reader's past has {} that overwrote it", self.writes[other as usize].id));
             }
@@ -210,68 +243,54 @@ impl Judge {
 
     /// "No such key" needs a deletion that no put of the reader's past came after.
     fn read_nothing(&self, past: &Past, key: u32) -> Result<(), String> {
-        let known: Vec<Index> = past.of_key(key).collect();
-        let Some(&first) = known.first() else { return Ok(()) };
+        let known = past.of_key(key);
+        let Some(&put) = known.iter().find(|&&index| !self.writes[index as usize].delete) else { return Ok(()) };
         let explains = |&deletion: &Index| known.iter().all(|&put| put == deletion || !self.dominates(put, deletion));
         let deletions = self.deletes.get(&key).map(Vec::as_slice).unwrap_or_default();
         // The newest first: what explains an absence is rarely old.
         if known.iter().any(|&index| self.writes[index as usize].delete) || deletions.iter().rev().any(explains) {
             return Ok(());
         }
-        let id = self.writes[first as usize].id;
+        let id = self.writes[put as usize].id;
         Err(format!("the reader's past has {id} and no deletion explains its absence"))
+    }
+
+    /// Per key the maximal ones of all acknowledged writes and all that these knew.
+    fn known(&self) -> Past {
+        let mut counts = vec![0; self.chains.len()];
+        let mut looked_at = HashSet::new();
+        for &index in &self.acknowledged {
+            let clock = &self.writes[index as usize].after.clock;
+            clock.visit(&mut looked_at, &mut |chain, &count| {
+                if count > 0 {
+                    counts[chain] = count.max(counts[chain]);
+                }
+            });
+        }
+        let known = |write: &Write| write.number <= counts[write.chain as usize];
+        let mut overwritten = vec![false; self.writes.len()];
+        for write in self.writes.iter().filter(|write| known(write)) {
+            write.below.all().iter().for_each(|&below| overwritten[below as usize] = true);
+        }
+        let mut newest: BTreeMap<u32, Vec<Index>> = BTreeMap::new();
+        for (index, write) in self.writes.iter().enumerate().filter(|(_, write)| known(write)) {
+            if !overwritten[index] {
+                newest.entry(write.key).or_default().push(index as Index);
+            }
+        }
+        let mut past = Past::default();
+        newest.into_iter().for_each(|(key, all)| past.newest.set(key as usize, Maximal(Some(all.into()))));
+        past
     }
 
     /// The final state is what a reader sees who knows all acknowledged writes and all that these knew.
     fn end(&mut self, last: &BTreeMap<usize, Option<u64>>) -> Result<(), String> {
-        let (mut known, mut overwritten) = (vec![false; self.writes.len()], vec![None; self.writes.len()]);
-        let mut stack = self.acknowledged.clone();
-        for &index in &self.acknowledged {
-            stack.extend(self.writes[index as usize].past.0.iter().map(|entry| entry.1));
-        }
-        while let Some(index) = stack.pop() {
-            if !std::mem::replace(&mut known[index as usize], true) {
-                let write = &self.writes[index as usize];
-                for below in write.past.of_key(write.key) {
-                    overwritten[below as usize] = Some(index);
-                    stack.push(below);
-                }
-            }
-        }
-        let known: Vec<Index> = (0..self.writes.len() as Index).filter(|&index| known[index as usize]).collect();
+        let known = self.known();
         for (&key, &saw) in last {
-            let offence = match saw {
-                Some(id) => self.end_with(key as u32, id, &known, &overwritten),
-                None => self.end_without(key as u32, &known, &overwritten),
-            };
-            offence.map_err(|offence| format!("final state of key {key}, {saw:?}: {offence}"))?;
+            self.read(&known, key as u32, saw)
+                .map_err(|offence| format!("final state of key {key}, {saw:?}: {offence}"))?;
         }
         Ok(())
-    }
-
-    fn end_with(&mut self, key: u32, id: u64, known: &[Index], overwritten: &[Option<Index>]) -> Result<(), String> {
-        self.read(&Past::default(), key, Some(id))?;
-        let index = self.by_id[&id];
-        if let Some(by) = overwritten[index as usize] {
-            return Err(format!("{} had overwritten it", self.writes[by as usize].id));
-        }
-        let others = known.iter().filter(|&&other| other != index && self.writes[other as usize].key == key);
-        self.before.extend(others.map(|&other| (other, index)));
-        Ok(())
-    }
-
-    fn end_without(&self, key: u32, known: &[Index], overwritten: &[Option<Index>]) -> Result<(), String> {
-        let put = known.iter().find(|&&index| {
-            let write = &self.writes[index as usize];
-            write.key == key && !write.delete
-        });
-        let mut deletions = self.deletes.get(&key).into_iter().flatten();
-        match put {
-            Some(&put) if deletions.all(|&deletion| overwritten[deletion as usize].is_some()) => {
-                Err(format!("{} is acknowledged and no deletion explains its absence", self.writes[put as usize].id))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Looks for a cycle in causal order and arbitration together.
@@ -281,7 +300,7 @@ impl Judge {
             next[earlier as usize].push(later);
         }
         for (later, write) in self.writes.iter().enumerate() {
-            write.past.of_key(write.key).for_each(|earlier| next[earlier as usize].push(later as Index));
+            write.below.all().iter().for_each(|&earlier| next[earlier as usize].push(later as Index));
         }
         // What has no predecessor left can be taken away; what remains is on a cycle or behind one.
         let mut waiting = vec![0_u32; next.len()];
