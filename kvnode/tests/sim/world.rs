@@ -89,6 +89,8 @@ pub struct World {
     /// Everything that happened, in order: equal for equal seeds.
     pub trace: u64,
     pub said: Vec<String>,
+    /// Every batch on its way, where somebody wants them.
+    pub batches: Option<Vec<Bytes>>,
     /// Per write the requests it may have come from (one, except for deletions at the same time), and who is known to have
     /// applied it since when.
     held: BTreeMap<Dot, (Vec<u64>, BTreeMap<usize, u64>)>,
@@ -129,6 +131,7 @@ impl World {
             sync_every_ms: SYNC_EVERY_MS[(seed / 5 % 3) as usize],
             trace: 0,
             said: Vec::new(),
+            batches: None,
             held: BTreeMap::new(),
             deletes: BTreeMap::new(),
             lost: BTreeSet::new(),
@@ -414,6 +417,9 @@ impl World {
 
     fn post(&mut self, from: usize, to: usize, batch: Bytes) {
         let life = self.nodes[from].life;
+        if let Some(batches) = &mut self.batches {
+            batches.push(batch.clone());
+        }
         match self.travel(from, to) {
             Some(in_ms) => self.later(in_ms, Step::Request { from, to, life, batch: batch.clone(), original: true }),
             None => self.later(ANSWER_TIMEOUT_MS, Step::Answer { from, to, life, batch: None }),
