@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::gauge::{Ballast, Gauge, Usage, free_bytes};
+use super::guard::guarded;
 use super::{Fact, Result, Store, StoreError, Syncer, Version};
 use crate::core::room::Room;
 use crate::wire::ident::{Key, Slot};
@@ -150,7 +151,9 @@ impl DurableStore {
     /// # Errors
     /// If the folder can't be used.
     pub fn open_or_set_aside(dir: &Path) -> Result<(Self, Option<PathBuf>)> {
-        let opened = Self::open(dir).and_then(|store| {
+        let folder = dir.to_owned();
+        let opened = guarded(move || {
+            let store = Self::open(&folder)?;
             // Every version is read once at start anyway; damage is better found here than later.
             store.scan(&mut |_, _, _| {}).map(|()| store)
         });

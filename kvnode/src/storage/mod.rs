@@ -103,4 +103,5 @@ pub trait Store: Send {
 pub mod dir;
 pub mod durable;
 pub mod gauge;
+mod guard;
 pub mod memory;
