@@ -60,6 +60,14 @@ impl Fields {
     }
 }
 
+/// For [`super::probe`].
+pub(super) fn take_apart(body: &[u8]) {
+    match Fields::of(body) {
+        Ok(fields) => drop((fields.addr(), fields.count(), fields.epoch())),
+        Err(refusal) => drop(refusal.reply()),
+    }
+}
+
 pub async fn change_view(front: &Front, method: &Method, body: &[u8]) -> Result<Reply, Refusal> {
     let addr = Fields::of(body)?.addr()?;
     if *method == Method::PUT {

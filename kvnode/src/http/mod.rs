@@ -25,6 +25,8 @@ mod conn;
 mod fields;
 mod gate;
 mod handle;
+#[doc(hidden)]
+pub mod probe;
 mod query;
 mod reply;
 mod route;

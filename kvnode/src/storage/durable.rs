@@ -24,6 +24,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::aside::Aside;
 use super::gauge::{Ballast, Gauge, Usage, free_bytes};
+use super::guard::guarded;
 use super::{Fact, Result, Store, StoreError, Syncer, Version, decode, encode};
 use crate::core::room::Room;
 use crate::wire::ident::{Key, Slot};
@@ -141,7 +142,9 @@ impl DurableStore {
     /// # Errors
     /// If the folder can't be used.
     pub fn open_or_set_aside(dir: &Path) -> Result<(Self, Option<PathBuf>)> {
-        let opened = Self::open(dir).and_then(|store| {
+        let folder = dir.to_owned();
+        let opened = guarded(move || {
+            let store = Self::open(&folder)?;
             // Every version is read once at start anyway; damage is better found here than later.
             store.scan(&mut |_, _, _| {}).map(|()| store)
         });

@@ -126,4 +126,5 @@ mod aside;
 pub mod dir;
 pub mod durable;
 pub mod gauge;
+mod guard;
 pub mod memory;

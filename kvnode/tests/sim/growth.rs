@@ -27,10 +27,10 @@ pub fn cost(nodes: usize) -> Cost {
     (0..nodes).for_each(|node| world.start(node));
     assert!(world.run_until(20_000, World::all_ready), "{nodes} nodes form a cluster");
     world.run_until(6_000, |_| false);
-    let rest = world.batches;
+    let rest = world.sent;
     world.run_until(10_000, |_| false);
-    let rest = (world.batches - rest) as f64 / 10.0 / nodes as f64;
-    let (batches, bytes) = (world.batches, world.bytes);
+    let rest = (world.sent - rest) as f64 / 10.0 / nodes as f64;
+    let (batches, bytes) = (world.sent, world.bytes);
     let mut tokens: Vec<Option<String>> = vec![None; SESSIONS];
     let (mut asked, mut answered, mut sizes, mut largest) = (0, 0, 0, 0);
     for session in 0..SESSIONS {
@@ -48,7 +48,7 @@ pub fn cost(nodes: usize) -> Cost {
         }
     }
     let per = |count: u64| count as f64 / answered as f64;
-    let (batches, bytes) = (per(world.batches - batches), per(world.bytes - bytes));
+    let (batches, bytes) = (per(world.sent - batches), per(world.bytes - bytes));
     world.answers.clear();
     world.run_until(8_000, |_| false);
     world.answers.clear();

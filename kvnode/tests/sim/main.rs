@@ -2,6 +2,8 @@
 //!
 //! `KV_SEEDS=10000` runs more seeds; `KV_SEED=n` runs one and prints what the nodes said.
 
+mod corpus;
+mod exhaustive;
 mod growth;
 mod known;
 mod naive;

@@ -21,10 +21,10 @@ fn at_rest() -> World {
 pub fn a_cluster_at_rest_says_little() {
     const SECONDS: u64 = 20;
     let mut world = at_rest();
-    let (said, ticked) = (world.batches, world.ticks);
+    let (said, ticked) = (world.sent, world.ticks);
     world.run_until(SECONDS * 1_000, |_| false);
     assert!(world.all_ready(), "everybody serves all the time");
-    let (batches, ticks) = ((world.batches - said) / SECONDS, (world.ticks - ticked) / SECONDS);
+    let (batches, ticks) = ((world.sent - said) / SECONDS, (world.ticks - ticked) / SECONDS);
     assert!((10..=22).contains(&batches), "{batches} messages per second");
     assert!(ticks <= 6 * 5, "{ticks} ticks per second");
 }

@@ -89,13 +89,15 @@ pub struct World {
     mutant: Option<Mutant>,
     sync_every_ms: u64,
     /// Batches sent on links, and ticks, so far.
-    pub batches: u64,
+    pub sent: u64,
     /// Bytes of these batches and of what they were answered with.
     pub bytes: u64,
     pub ticks: u64,
     /// Everything that happened, in order: equal for equal seeds.
     pub trace: u64,
     pub said: Vec<String>,
+    /// Every batch on its way, where somebody wants them.
+    pub batches: Option<Vec<Bytes>>,
     /// Per write the requests it may have come from (one, except for deletions at the same time), and who is known to have
     /// applied it since when.
     held: BTreeMap<Dot, (Vec<u64>, BTreeMap<usize, u64>)>,
@@ -136,11 +138,12 @@ impl World {
             log_weight_max,
             mutant,
             sync_every_ms: SYNC_EVERY_MS[(seed / 5 % 3) as usize],
-            batches: 0,
+            sent: 0,
             bytes: 0,
             ticks: 0,
             trace: 0,
             said: Vec::new(),
+            batches: None,
             held: BTreeMap::new(),
             deletes: BTreeMap::new(),
             lost: BTreeSet::new(),
@@ -450,9 +453,12 @@ impl World {
     }
 
     fn post(&mut self, from: usize, to: usize, batch: Bytes) {
-        self.batches += 1;
+        self.sent += 1;
         self.bytes += batch.len() as u64;
         let life = self.nodes[from].life;
+        if let Some(batches) = &mut self.batches {
+            batches.push(batch.clone());
+        }
         match self.travel(from, to) {
             Some(in_ms) => self.later(in_ms, Step::Request { from, to, life, batch: batch.clone(), original: true }),
             None => self.later(ANSWER_TIMEOUT_MS, Step::Answer { from, to, life, batch: None }),
