@@ -34,6 +34,9 @@ impl std::error::Error for ConfigError {}
 #[derive(Parser, Clone, Debug, Default)]
 #[command(name = "kvnode", version, max_term_width = 120)]
 pub struct Args {
+    /// For this program alone: reads the store there and tells whether it is damaged
+    #[arg(long, hide = true, value_name = "DIR")]
+    pub probe_store: Option<PathBuf>,
     /// This node, as the others and its clients reach it: HOST:PORT (required)
     #[arg(long, env = "SOCKET_ADDRESS", value_name = "HOST:PORT")]
     pub socket_address: Option<String>,

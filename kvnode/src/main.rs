@@ -8,7 +8,11 @@ use kvnode::config::{Args, Config};
 use kvnode::run::EXIT_USAGE;
 
 fn main() -> ExitCode {
-    let config = match Config::resolve(&Args::parse()) {
+    let args = Args::parse();
+    if let Some(dir) = &args.probe_store {
+        return kvnode::storage::probe::run(dir);
+    }
+    let config = match Config::resolve(&args) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("{error}");

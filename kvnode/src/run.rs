@@ -73,6 +73,9 @@ async fn start_and_serve(config: &Config) -> Result<ExitCode, String> {
         let _ = close.send(true);
         within(CLOSE_TIME, "open connections", server).await;
         within(DRAIN_TIME, "writes that peers lack", node.drain()).await;
+        if let Some(dir) = &config.data_dir {
+            DurableStore::note_end(dir);
+        }
         tracing::info!("stopped");
     };
     tokio::select! {
@@ -90,7 +93,8 @@ fn start_node(config: &Config) -> Result<NodeHandle, String> {
         None => (Box::new(MemoryStore::new()), None),
         Some(path) => {
             let owned = DataDir::open(path, &config.socket_address)?;
-            let opened = DurableStore::open_or_set_aside(path);
+            let program = std::env::current_exe().ok();
+            let opened = DurableStore::open_or_set_aside(path, program.as_deref());
             let (store, _) = opened.map_err(|error| format!("DATA_DIR (--data-dir) {}: {error}", path.display()))?;
             (Box::new(store), Some(owned))
         }

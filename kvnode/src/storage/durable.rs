@@ -24,8 +24,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::aside::Aside;
 use super::gauge::{Ballast, Gauge, Usage, free_bytes};
-use super::guard::guarded;
-use super::{Fact, Result, Store, StoreError, Syncer, Version, decode, encode};
+use super::{Fact, Result, Store, StoreError, Syncer, Version, decode, encode, probe};
 use crate::core::room::Room;
 use crate::wire::ident::{Key, Slot};
 
@@ -36,6 +35,8 @@ const JOURNAL_BYTES: u64 = 128 << 20;
 /// The most that one compaction rewrites, about: the youngest tables and those below that they overlap.
 const COMPACTION_BYTES: u64 = 512 << 20;
 const BATCH: &str = "batch";
+/// A file that is there while no process has the store open and the last one ended in order.
+const ENDED_IN_ORDER: &str = "ended-in-order";
 
 /// Staged changes; `None`: removed.
 type Staged = BTreeMap<Key, (Slot, Option<Version>)>;
@@ -137,18 +138,18 @@ impl DurableStore {
     }
 
     /// Opens the store in `dir`. A damaged one is set aside, and an empty one takes its place; then where the damaged one is
-    /// now is told, too.
+    /// now is told, too. `prober` is the program that tries it first (see [`probe`]), unless the last process said that it ended
+    /// in order.
     ///
     /// # Errors
     /// If the folder can't be used.
-    pub fn open_or_set_aside(dir: &Path) -> Result<(Self, Option<PathBuf>)> {
-        let folder = dir.to_owned();
-        let opened = guarded(move || {
-            let store = Self::open(&folder)?;
-            // Every version is read once at start anyway; damage is better found here than later.
-            store.scan(&mut |_, _, _| {}).map(|()| store)
-        });
-        match opened {
+    pub fn open_or_set_aside(dir: &Path, prober: Option<&Path>) -> Result<(Self, Option<PathBuf>)> {
+        let in_order = fs::remove_file(dir.join(ENDED_IN_ORDER)).is_ok();
+        let tried = match prober.filter(|_| !in_order && dir.join("fjall").exists()) {
+            Some(program) => probe::probe(program, dir),
+            None => Ok(()),
+        };
+        match tried.and_then(|()| Self::open(dir)) {
             Ok(store) => Ok((store, None)),
             Err(StoreError::Damaged(what)) => {
                 let aside = set_aside(dir)?;
@@ -157,6 +158,12 @@ impl DurableStore {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Notes in `dir` that the process that had it open ends in order. Only to spare the next one a look; if that is not true, the
+    /// next but one takes it.
+    pub fn note_end(dir: &Path) {
+        let _ = fs::write(dir.join(ENDED_IN_ORDER), b"");
     }
 
     fn staged_in<'a>(

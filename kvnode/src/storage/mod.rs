@@ -126,5 +126,5 @@ mod aside;
 pub mod dir;
 pub mod durable;
 pub mod gauge;
-mod guard;
 pub mod memory;
+pub mod probe;

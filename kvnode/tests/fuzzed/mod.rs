@@ -182,6 +182,15 @@ fn collect(root: &Path, folder: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
     }
 }
 
+/// The daemon, as the program that tries a store first: built with the tests; the fuzzer is told by the variable `KVNODE`.
+fn prober() -> &'static Path {
+    static PROBER: OnceLock<PathBuf> = OnceLock::new();
+    PROBER.get_or_init(|| {
+        let told = std::env::var_os("KVNODE").map(PathBuf::from);
+        told.or_else(|| option_env!("CARGO_BIN_EXE_kvnode").map(PathBuf::from)).expect("KVNODE names the daemon")
+    })
+}
+
 /// Four bytes per damage: which file (with the upper bit: cut off), where in it (a part of 65,536), and what is changed.
 pub fn storage_recovery(input: &[u8]) {
     let mut files = template().to_vec();
@@ -201,7 +210,7 @@ pub fn storage_recovery(input: &[u8]) {
         fs::create_dir_all(path.parent().expect("within")).expect("a folder");
         fs::write(path, bytes).expect("a file");
     }
-    let Ok((mut store, aside)) = DurableStore::open_or_set_aside(folder.path()) else { return };
+    let Ok((mut store, aside)) = DurableStore::open_or_set_aside(folder.path(), Some(prober())) else { return };
     let mut newest = 0;
     store.scan(&mut |_, _, version| newest = newest.max(version.dot.seq)).expect("what opens can be read");
     // The file `synced` is damaged, too, at times: then it may say less, never more.
@@ -209,7 +218,7 @@ pub fn storage_recovery(input: &[u8]) {
     assert!(aside.is_some() || newest >= 20 || !intact, "synced writes are gone, and nobody says so: {newest}");
     put(&mut store, newest + 1);
     drop(store);
-    let (store, _) = DurableStore::open_or_set_aside(folder.path()).expect("it opens again");
+    let (store, _) = DurableStore::open_or_set_aside(folder.path(), Some(prober())).expect("it opens again");
     let key: Key = format!("key-{}", newest + 1).as_str().into();
     assert_eq!(store.get(Slot::of(&key), &key).expect("it can be read"), Some(version(newest + 1)));
 }

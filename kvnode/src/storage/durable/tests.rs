@@ -112,7 +112,7 @@ fn a_torn_tail_costs_only_the_tail() {
     let path = journal(crashed.path());
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..used(&bytes) - 40]).unwrap();
-    let (store, aside) = DurableStore::open_or_set_aside(crashed.path()).unwrap();
+    let (store, aside) = DurableStore::open_or_set_aside(crashed.path(), None).unwrap();
     assert_eq!(aside, None);
     assert!((195..200).contains(&newest(&store)), "{}", newest(&store));
 }
@@ -129,7 +129,7 @@ fn damage_before_what_was_synced_is_not_taken_for_a_torn_tail() {
     let middle = used(&bytes) / 2;
     bytes[middle] ^= 0x10;
     fs::write(&path, &bytes).unwrap();
-    let (store, aside) = DurableStore::open_or_set_aside(crashed.path()).unwrap();
+    let (store, aside) = DurableStore::open_or_set_aside(crashed.path(), None).unwrap();
     assert!(aside.is_some_and(|aside| aside.join("fjall").is_dir()), "set aside, not deleted");
     assert_eq!(newest(&store), 0, "and an empty store takes its place");
 }
@@ -153,7 +153,7 @@ fn a_crash_between_data_and_applied_index() {
     for cut in (used(&bytes) - 420..used(&bytes)).step_by(11) {
         let torn = copy_of(crashed.path());
         fs::write(journal(torn.path()), &bytes[..cut]).unwrap();
-        let (store, aside) = DurableStore::open_or_set_aside(torn.path()).unwrap();
+        let (store, aside) = DurableStore::open_or_set_aside(torn.path(), None).unwrap();
         assert_eq!(aside, None, "cut at {cut}");
         let applied = decode_number(&store.fact(Fact("applied")).unwrap().expect("the first ones are whole")).unwrap();
         assert_eq!(newest(&store), applied, "cut at {cut}");

@@ -1,0 +1,91 @@
+//! Trying a store in another process first.
+//!
+//! fjall asserts a part of what it reads instead of reporting it, its destructors panic once more on what is poisoned then, and
+//! a damaged length may make it ask for more memory than there is: each of them ends the process. So a store whose process did
+//! not end in order is first opened and read by a child, this same program; if that dies of it, the files are damaged.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use super::durable::DurableStore;
+use super::{Result, Store, StoreError};
+
+/// The argument that makes the program a probe.
+pub const ARGUMENT: &str = "--probe-store";
+/// What a probe ends with if the store is damaged; why is on its standard output.
+const EXIT_DAMAGED: u8 = 3;
+/// How long a probe may read.
+const PROBE_MAX: Duration = Duration::from_secs(600);
+
+/// The child's part: opens the store and reads all of it.
+pub fn run(dir: &Path) -> ExitCode {
+    let read = DurableStore::open(dir).and_then(|store| store.scan(&mut |_, _, _| {}));
+    match read {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(StoreError::Damaged(what)) => {
+            // If nobody listens, the exit code says it all.
+            let _ = std::io::stdout().write_all(what.as_bytes());
+            ExitCode::from(EXIT_DAMAGED)
+        }
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Lets `program` try the store in `dir`. What says nothing about the files (no such program, killed, no room) is left to
+/// whoever opens them next.
+///
+/// # Errors
+/// [`StoreError::Damaged`] if the files are; [`StoreError::Io`] if they could not be read in time.
+pub fn probe(program: &Path, dir: &Path) -> Result<()> {
+    let mut command = Command::new(program);
+    command.arg(ARGUMENT).arg(dir).env("RUST_BACKTRACE", "0");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let Ok(mut child) = command.spawn() else { return Ok(()) };
+    let began = Instant::now();
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if began.elapsed() < PROBE_MAX => std::thread::sleep(Duration::from_millis(2)),
+            _ => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let text = format!("what is stored could not be read within {} s", PROBE_MAX.as_secs());
+                return Err(StoreError::Io(text));
+            }
+        }
+    };
+    let mut said = String::new();
+    if let Some(mut stdout) = child.stdout.take() {
+        let _ = stdout.read_to_string(&mut said);
+    }
+    match damage(status, said) {
+        Some(what) => Err(StoreError::Damaged(what)),
+        None => Ok(()),
+    }
+}
+
+fn damage(status: ExitStatus, said: String) -> Option<String> {
+    const PANICKED: i32 = 101;
+    if status.code() == Some(i32::from(EXIT_DAMAGED)) {
+        return Some(said);
+    }
+    let died = status.code() == Some(PANICKED) || died_of_itself(status);
+    died.then(|| format!("the engine can't read it ({status})"))
+}
+
+/// Not by somebody's word (SIGKILL, SIGTERM, …).
+#[cfg(unix)]
+fn died_of_itself(status: ExitStatus) -> bool {
+    use std::os::unix::process::ExitStatusExt;
+
+    use rustix::process::Signal;
+    let own = [Signal::ABORT, Signal::SEGV, Signal::BUS, Signal::ILL, Signal::FPE, Signal::TRAP];
+    status.signal().is_some_and(|signal| own.iter().any(|own| own.as_raw() == signal))
+}
+
+#[cfg(not(unix))]
+fn died_of_itself(status: ExitStatus) -> bool {
+    status.code().is_none()
+}
