@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod bench;
 mod topology;
 
+pub use bench::{BenchArgs, Distribution, Mix, Route, Switch};
 pub use topology::{ReshardArgs, ReshardCommand, ShardCommand, ViewArgs, ViewCommand, WaitArgs};
 
 /// Starts, stops, inspects and talks to a cluster of kvnode.
@@ -80,6 +82,8 @@ pub enum Command {
     Reshard(ReshardArgs),
     /// Wait until the cluster is as it is meant to be
     Wait(WaitArgs),
+    /// Load the cluster, and tell how many operations it did, how long they took, and what CPU time they cost
+    Bench(BenchArgs),
 }
 
 #[derive(Args, Debug, Clone, Default)]

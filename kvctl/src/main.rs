@@ -3,6 +3,7 @@
 //! `args` → `commands` → `runtime` (where nodes run) and kvnode's client (what they say) → `render`.
 
 mod args;
+mod bench;
 mod cluster;
 mod commands;
 mod error;

@@ -10,6 +10,7 @@ use crate::runtime::{NodeState, Runtime};
 use crate::state::{Record, StateDir};
 
 mod add;
+mod bench;
 mod cluster;
 mod data;
 mod look;
@@ -144,6 +145,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Shard(command) => look::shard(&context, command).await,
         Command::Reshard(args) => reshard::run(&context, args).await,
         Command::Wait(args) => wait::run(&context, &args).await,
+        Command::Bench(args) => bench::run(&context, args).await,
     }
 }
 

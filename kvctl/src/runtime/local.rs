@@ -83,6 +83,10 @@ impl Cluster {
         if started == start && letter != 'Z' { Some((Pid::from_raw(pid)?, letter)) } else { None }
     }
 
+    pub fn process(&self, node: &NodeSpec) -> Option<u32> {
+        self.pid(node).map(|(pid, _)| pid.as_raw_nonzero().get().unsigned_abs())
+    }
+
     pub fn state(&self, node: &NodeSpec) -> NodeState {
         match self.pid(node) {
             Some((_, 'T' | 't')) => NodeState::Paused,

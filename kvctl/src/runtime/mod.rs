@@ -150,6 +150,14 @@ impl Runtime {
         }
     }
 
+    /// The number of a node's process: on this host, unless the engine is elsewhere.
+    pub async fn process(&self, node: &NodeSpec) -> Result<Option<u32>> {
+        match self {
+            Self::Docker(cluster) => cluster.process(node).await,
+            Self::Local(cluster) => Ok(cluster.process(node)),
+        }
+    }
+
     pub async fn act(&self, node: &NodeSpec, action: NodeAction) -> Result<()> {
         match self {
             Self::Docker(cluster) => cluster.act(node, action).await,

@@ -9,21 +9,28 @@ pub fn holder(address: SocketAddr) -> Option<String> {
     if error.kind() != std::io::ErrorKind::AddrInUse {
         return Some(error.to_string());
     }
-    Some(listening_process(address).unwrap_or_else(|| "a process of another user".into()))
+    let seen = listening_process(address).map(|(pid, name)| format!("process {pid} ({name})"));
+    Some(seen.unwrap_or_else(|| "a process of another user".into()))
 }
 
-/// The process that listens at an address, by /proc: the socket's inode, then whose file it is.
-fn listening_process(address: SocketAddr) -> Option<String> {
+/// The process that listens at an address of this host, if it can be seen.
+pub fn listener(address: SocketAddr) -> Option<u32> {
+    listening_process(address).map(|(pid, _)| pid)
+}
+
+/// The process that listens at an address and its name, by /proc: the socket's inode, then whose file it is.
+fn listening_process(address: SocketAddr) -> Option<(u32, String)> {
     let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|path| listening_inode(path, address))?;
     let socket = format!("socket:[{inode}]");
     let processes = fs::read_dir("/proc").ok()?;
     processes.filter_map(Result::ok).find_map(|process| {
+        let pid = process.file_name().to_str()?.parse().ok()?;
         let holds = fs::read_dir(process.path().join("fd"))
             .ok()?
             .filter_map(Result::ok)
             .any(|file| fs::read_link(file.path()).is_ok_and(|target| target.to_string_lossy() == socket));
         let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-        holds.then(|| format!("process {} ({})", process.file_name().to_string_lossy(), name.trim()))
+        holds.then(|| (pid, name.trim().to_owned()))
     })
 }
 

@@ -230,6 +230,13 @@ impl Cluster {
         Ok(container.map_or(NodeState::Missing, |container| container::state_of(container.state.as_ref())))
     }
 
+    pub async fn process(&self, node: &NodeSpec) -> Result<Option<u32>> {
+        let container = present(self.docker.inspect_container(&self.spec().container(node), None).await)?;
+        let pid = container.and_then(|container| container.state?.pid);
+        // The engine says 0 of one that does not run.
+        Ok(pid.and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid > 0))
+    }
+
     fn missing(&self, node: &NodeSpec) -> Failure {
         let text = format!("container '{}' is missing; `kvctl cluster up` makes it again", self.spec().container(node));
         Failure::new(Code::NotFound, text)

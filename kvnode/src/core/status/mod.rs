@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::Core;
 use super::clock::Stamp;
-use super::topology::slots_in;
+use super::topology::{SlotRun, slots_in};
 use crate::storage::{Result, Version};
 use crate::wire::ident::{Addr, Key, ShardId, Slot};
 use crate::wire::peer::Stage;
@@ -56,6 +56,8 @@ pub struct ShardStatus {
     pub id: String,
     pub members: Vec<Addr>,
     pub slots: usize,
+    /// First and last slot of each run, for clients that send a request to where its key is.
+    pub slot_runs: Vec<SlotRun>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -199,6 +201,7 @@ impl Core {
             id: id.to_string(),
             members: nodes.iter().filter_map(|node| topology.nodes.get(node)).cloned().collect(),
             slots: topology.layout.slots_of(id).count(),
+            slot_runs: topology.layout.runs_of(id),
         };
         topology.layout.shards.iter().map(one).collect()
     }
