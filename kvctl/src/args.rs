@@ -6,9 +6,11 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod bench;
+mod drill;
 mod topology;
 
 pub use bench::{BenchArgs, Distribution, Mix, Route, Switch};
+pub use drill::DrillArgs;
 pub use topology::{ReshardArgs, ReshardCommand, ShardCommand, ViewArgs, ViewCommand, WaitArgs};
 
 /// Starts, stops, inspects and talks to a cluster of kvnode.
@@ -84,6 +86,8 @@ pub enum Command {
     Wait(WaitArgs),
     /// Load the cluster, and tell how many operations it did, how long they took, and what CPU time they cost
     Bench(BenchArgs),
+    /// Load a cluster, inject faults, heal, and judge whether every promise was kept
+    Drill(DrillArgs),
 }
 
 #[derive(Args, Debug, Clone, Default)]
@@ -129,7 +133,7 @@ pub enum ClusterCommand {
     },
 }
 
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Debug, Clone, Default)]
 pub struct UpArgs {
     /// How many nodes [default: 6]
     #[arg(long)]
@@ -152,6 +156,9 @@ pub struct UpArgs {
     /// The kvnode binary [default: the one beside kvctl]
     #[arg(long, env = "KVNODE", value_name = "PATH")]
     pub kvnode: Option<PathBuf>,
+    /// Start the nodes so that `kvctl drill` can inject faults into them
+    #[arg(long)]
+    pub drill: bool,
     /// How long to wait until all nodes are ready, in seconds
     #[arg(long, default_value_t = 60)]
     pub wait: u64,

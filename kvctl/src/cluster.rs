@@ -35,6 +35,9 @@ pub struct Spec {
     /// Names of nodes that were taken out of the view: still there, but no longer wanted to run, nor asked for anything.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub removed: BTreeSet<String>,
+    /// Whether its nodes let faults be injected.
+    #[serde(default)]
+    pub drill: bool,
 }
 
 /// One node of a spec.
@@ -58,6 +61,7 @@ impl Spec {
             image: "asg4img".into(),
             added: Vec::new(),
             removed: BTreeSet::new(),
+            drill: false,
         };
         let base = known.unwrap_or(&default);
         let spec = Self {
@@ -69,13 +73,20 @@ impl Spec {
             image: args.image.clone().unwrap_or_else(|| base.image.clone()),
             added: base.added.clone(),
             removed: base.removed.clone(),
+            drill: base.drill || args.drill,
         };
         if let Some(known) = known.filter(|known| **known != spec) {
             let text = format!(
-                "the cluster '{name}' exists with {} nodes, {} shards, subnet {}/{}, ports from {}, image {}; \
+                "the cluster '{name}' exists with {} nodes, {} shards, subnet {}/{}, ports from {}, image {}, {}; \
                  `kvctl node add` and `kvctl reshard` change it; else `kvctl cluster down` it first, or make another \
                  with --name",
-                known.nodes, known.shards, known.subnet.0, known.subnet.1, known.ports_from, known.image
+                known.nodes,
+                known.shards,
+                known.subnet.0,
+                known.subnet.1,
+                known.ports_from,
+                known.image,
+                if known.drill { "for drills" } else { "not for drills" }
             );
             return Err(Failure::new(crate::error::Code::Conflict, text));
         }

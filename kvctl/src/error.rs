@@ -13,6 +13,8 @@ pub enum Code {
     Conflict = 5,
     TimedOut = 6,
     DependenciesNotMet = 7,
+    /// A drill found a promise broken.
+    Broken = 8,
     Environment = 10,
 }
 
@@ -21,13 +23,15 @@ pub enum Code {
 pub struct Failure {
     pub code: Code,
     pub message: String,
+    /// The one document of a command that has more to tell than why it failed.
+    pub document: Option<Box<serde_json::Value>>,
 }
 
 pub type Result<T> = std::result::Result<T, Failure>;
 
 impl Failure {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), document: None }
     }
 
     pub fn environment(message: impl Into<String>) -> Self {

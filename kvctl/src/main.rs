@@ -6,6 +6,7 @@ mod args;
 mod bench;
 mod cluster;
 mod commands;
+mod drill;
 mod error;
 mod goal;
 mod interrupt;

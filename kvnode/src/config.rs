@@ -58,6 +58,9 @@ pub struct Args {
     /// Nodes of VIEW that may be missing when the cluster is formed, comma-separated [default: none]
     #[arg(long, env = "FORM_WITHOUT", value_name = "HOST:PORT,…")]
     pub form_without: Option<String>,
+    /// Let operators inject faults into this node with `PUT /drill`. Never on a node that matters [default: off]
+    #[arg(long, env = "DRILL", value_name = "YES", num_args = 0..=1, require_equals = true, default_missing_value = "1")]
+    pub drill: Option<String>,
     /// When writes are forced to the disk: always (before the answer), interval, never [default: interval]
     #[arg(long, env = "FSYNC", value_name = "WHEN")]
     pub fsync: Option<String>,
@@ -106,6 +109,8 @@ pub struct Config {
     pub cluster_secret: Option<String>,
     /// Others of `view`.
     pub form_without: Vec<Addr>,
+    /// Faults may be injected.
+    pub drill: bool,
     pub fsync: Fsync,
     pub log_level: String,
     pub log_format: LogFormat,
@@ -125,6 +130,7 @@ impl Config {
             listen: listen(args, &socket_address)?,
             cluster_secret: args.cluster_secret.clone().filter(|secret| !secret.is_empty()),
             form_without: form_without(args, &socket_address, &view)?,
+            drill: drill(args)?,
             fsync: fsync(args)?,
             log_level: log_level(args)?,
             log_format: log_format(args)?,
@@ -194,6 +200,14 @@ fn form_without(args: &Args, me: &Addr, view: &[Addr]) -> Result<Vec<Addr>, Conf
         Some(stranger) => Err(setting.error(&format!("names {stranger}, which is not another node of VIEW"))),
         None => Ok(missing),
     }
+}
+
+fn drill(args: &Args) -> Result<bool, ConfigError> {
+    Setting::new("DRILL", &args.drill, "1 or 0").parse_or(false, |text| match text {
+        "1" | "true" | "yes" => Ok(true),
+        "0" | "false" | "no" => Ok(false),
+        _ => Err(format!("is {}", shown(text))),
+    })
 }
 
 fn fsync(args: &Args) -> Result<Fsync, ConfigError> {

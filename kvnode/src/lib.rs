@@ -4,6 +4,7 @@ pub mod checker;
 pub mod client;
 pub mod config;
 pub mod core;
+pub mod drill;
 pub mod http;
 pub mod limits;
 pub mod logging;

@@ -22,6 +22,7 @@ use crate::core::admin::{AdminAnswer, AdminOp, JobState};
 use crate::core::request::{Answer, Op};
 use crate::core::settings::Settings;
 use crate::core::{Committed, Core, Effect, Event, Now, Severity};
+use crate::drill::{Drill, Injected, Lost, Way};
 use crate::peer::{self, Link, LinkDone, auth};
 use crate::room::{self, BytesMax, RoomGauge};
 use crate::storage::dir::DataDir;
@@ -42,6 +43,8 @@ pub struct NodeParts {
     pub secret: Option<String>,
     /// Bytes that the store may take before puts are refused; `None`: what its disk has.
     pub store_bytes_max: Option<u64>,
+    /// Whether faults may be injected.
+    pub drill: bool,
 }
 
 /// Why a node can't say anything about shards yet.
@@ -65,6 +68,7 @@ struct Shared {
     failure: watch::Sender<Option<String>>,
     secret: auth::Secret,
     bytes_max: BytesMax,
+    drill: Arc<Drill>,
     began: Instant,
     _owned: Option<DataDir>,
 }
@@ -91,10 +95,11 @@ impl NodeHandle {
     /// # Errors
     /// If the store can't be read.
     pub fn start(parts: NodeParts) -> Result<Self> {
-        let NodeParts { settings, store, owned, fsync, secret, store_bytes_max } = parts;
+        let NodeParts { settings, store, owned, fsync, secret, store_bytes_max, drill } = parts;
+        let drill = Arc::new(Drill::new(drill));
         let began = Instant::now();
         let (syncer, gauge) = (store.syncer(), RoomGauge::new(store.gauge()));
-        let core = Core::start(settings, store, now(began))?;
+        let core = Core::start(settings, store, now(began, &drill))?;
         let shared = Arc::new(Shared {
             core: Mutex::new(core),
             inbox: Mutex::new(Inbox::default()),
@@ -103,6 +108,7 @@ impl NodeHandle {
             failure: watch::Sender::new(None),
             secret: auth::Secret::new(secret.as_deref()),
             bytes_max: BytesMax::new(store_bytes_max),
+            drill,
             began,
             _owned: owned,
         });
@@ -195,11 +201,14 @@ impl NodeHandle {
             return Err((StatusCode::FORBIDDEN, "this cluster's secret was not proven".into()));
         }
         let batch = decode(&body).map_err(|why| (StatusCode::BAD_REQUEST, why))?;
+        let (drill, from) = (&self.shared.drill, batch.from.clone());
+        drill.pass(Way::From, &from).await.map_err(cut)?;
         let (sender, answer) = oneshot::channel();
         lock(&self.shared.inbox).batches.push((batch, sender));
         self.shared.arrived.notify_one();
         let failing = |_| (StatusCode::SERVICE_UNAVAILABLE, "the node is failing".to_owned());
         let bytes = encode(&answer.await.map_err(failing)?);
+        drill.pass(Way::To, &from).await.map_err(cut)?;
         let proof = self.shared.secret.prove(&bytes).parse().expect("base64 is a header value");
         Ok(((HeaderName::from_static(auth::HEADER), proof), bytes))
     }
@@ -263,6 +272,22 @@ impl NodeHandle {
         }
     }
 
+    /// The faults that are injected here; see [`crate::drill`].
+    pub fn drill(&self) -> &Drill {
+        &self.shared.drill
+    }
+
+    /// The other nodes that this one knows.
+    pub fn peers(&self) -> Vec<Addr> {
+        self.look(Core::peers)
+    }
+
+    /// Injects these faults in the place of all that were injected before.
+    pub fn inject(&self, injected: Injected) {
+        self.shared.drill.inject(injected);
+        self.shared.arrived.notify_one();
+    }
+
     /// Resolves when the node can't go on, with the reason.
     pub async fn failed(&self) -> String {
         let mut failure = self.shared.failure.subscribe();
@@ -271,10 +296,15 @@ impl NodeHandle {
     }
 }
 
-fn now(began: Instant) -> Now {
+fn now(began: Instant, drill: &Drill) -> Now {
     let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     // Never 0: a reading of 0 means "none" between nodes.
-    Now { mono_ms: began.elapsed().as_millis() as u64 + 1, wall_ms: wall.as_millis() as u64 }
+    Now { mono_ms: began.elapsed().as_millis() as u64 + 1, wall_ms: drill.wall_ms(wall.as_millis() as u64) }
+}
+
+/// What nobody waits for any more gets this.
+fn cut(Lost: Lost) -> (StatusCode, String) {
+    (StatusCode::SERVICE_UNAVAILABLE, "the link is cut by a drill".into())
 }
 
 /// Syncs what was committed, every so often.
@@ -384,9 +414,9 @@ impl Loop {
         batches: Vec<(Batch, oneshot::Sender<Batch>)>,
         tick: bool,
     ) -> Result<(PeersWaiting, Committed)> {
-        let at = now(self.shared.began);
+        let at = now(self.shared.began, &self.shared.drill);
         let mut core = lock(&self.shared.core);
-        let limit = &self.shared.bytes_max;
+        let limit = self.shared.drill.store_bytes_max().unwrap_or_else(|| self.shared.bytes_max.get());
         let mut handle = |event: Event| {
             if let Some(room) = self.gauge.before(room::weight(&event), limit) {
                 core.handle(at, room)?;
@@ -418,7 +448,7 @@ impl Loop {
 
     /// Sends the answers and messages of the turn.
     fn act(&mut self, senders: PeersWaiting) {
-        let at = now(self.shared.began);
+        let at = now(self.shared.began, &self.shared.drill);
         let effects = lock(&self.shared.core).take_effects();
         for effect in effects {
             match effect {
@@ -460,9 +490,9 @@ impl Loop {
     fn link(&mut self, peer: &Addr) -> &Link {
         let (client, shared) = (&self.client, &self.shared);
         self.links.entry(peer.clone()).or_insert_with(|| {
-            let (client, shared) = (client.clone(), shared.clone());
+            let (client, shared, drill) = (client.clone(), shared.clone(), shared.drill.clone());
             let done = move |peer: &Addr, fate: LinkDone| link_done(&shared, peer, fate);
-            Link::start(client, self.shared.secret.clone(), peer.clone(), done)
+            Link::start(client, self.shared.secret.clone(), drill, peer.clone(), done)
         })
     }
 }

@@ -31,6 +31,10 @@ impl BytesMax {
         Self(AtomicU64::new(bytes.unwrap_or(u64::MAX)))
     }
 
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
     pub fn set(&self, bytes: Option<u64>) {
         self.0.store(bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
@@ -79,8 +83,8 @@ impl RoomGauge {
     }
 
     /// What the core has to be told before it handles an event of this weight, if anything.
-    pub fn before(&mut self, weight: u64, limit: &BytesMax) -> Option<Event> {
-        let bytes_max = limit.0.load(Ordering::Relaxed);
+    /// `bytes_max`: the limit on the bytes of the store; `u64::MAX`: none.
+    pub fn before(&mut self, weight: u64, bytes_max: u64) -> Option<Event> {
         let stale = |at: &Instant| at.elapsed() >= MEASURE_EVERY;
         let usage = match &self.measured {
             Some((at, usage)) if self.staged < MEASURE_BYTES && bytes_max == self.bytes_max && !stale(at) => *usage,

@@ -100,8 +100,15 @@ fn start_node(config: &Config) -> Result<NodeHandle, String> {
         }
     };
     let secret = config.cluster_secret.clone();
-    let store_bytes_max = config.limits.store_bytes_max;
-    let parts = NodeParts { settings: settings(config)?, store, owned, fsync: config.fsync, secret, store_bytes_max };
+    let parts = NodeParts {
+        settings: settings(config)?,
+        store,
+        owned,
+        fsync: config.fsync,
+        secret,
+        store_bytes_max: config.limits.store_bytes_max,
+        drill: config.drill,
+    };
     NodeHandle::start(parts).map_err(|error| error.to_string())
 }
 
@@ -134,6 +141,9 @@ fn announce(config: &Config) {
     tracing::info!(address = %config.socket_address, listen = %config.listen, nodes = config.view.len(), "starting");
     if config.data_dir.is_none() {
         tracing::warn!("no DATA_DIR: data is kept in memory only and lost when this process ends");
+    }
+    if config.drill {
+        tracing::warn!("started for drills: everybody who can reach this port can inject faults (PUT /drill)");
     }
     if config.cluster_secret.is_none() {
         tracing::warn!("no CLUSTER_SECRET: everybody who can reach this port is trusted");

@@ -65,7 +65,7 @@ async fn up(context: &Context, args: &UpArgs) -> Result<()> {
 }
 
 /// Brings up what the arguments say, or leaves nothing that it made.
-async fn bring_up(
+pub async fn bring_up(
     context: &Context,
     args: &UpArgs,
     known: Option<&Record>,

@@ -13,6 +13,7 @@ mod add;
 mod bench;
 mod cluster;
 mod data;
+mod drill;
 mod look;
 mod node;
 mod recover;
@@ -146,6 +147,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Reshard(args) => reshard::run(&context, args).await,
         Command::Wait(args) => wait::run(&context, &args).await,
         Command::Bench(args) => bench::run(&context, args).await,
+        Command::Drill(args) => drill::run(&context, &args).await,
     }
 }
 

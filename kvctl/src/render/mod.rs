@@ -75,6 +75,7 @@ fn prompt(text: &str) {
 pub fn failed(output: Output, failure: &Failure) {
     say(&format!("kvctl: {failure}"));
     if output == Output::Json {
-        line(&serde_json::json!({"error": failure.message, "exit-code": failure.code as u8}).to_string());
+        let plain = || serde_json::json!({"error": failure.message, "exit-code": failure.code as u8}).into();
+        line(&failure.document.clone().unwrap_or_else(plain).to_string());
     }
 }

@@ -149,6 +149,9 @@ impl Cluster {
         if let Some(shards) = spec.shard_count(node) {
             command.env("SHARD_COUNT", shards.to_string());
         }
+        if spec.drill {
+            command.env("DRILL", "1");
+        }
         let mut child = command
             .env("SOCKET_ADDRESS", &address)
             .env("LISTEN_ADDRESS", &address)
@@ -244,6 +247,19 @@ impl Cluster {
                 self.signal(node, running.ok_or_else(stopped)?, Signal::CONT)?;
                 self.becomes(node, NodeState::Running).await
             }
+        }
+    }
+
+    /// Kills a node that runs, and takes its data away. It is not started again.
+    pub async fn wipe(&self, node: &NodeSpec) -> Result<()> {
+        if let Some((pid, _)) = self.pid(node) {
+            self.signal(node, pid, Signal::KILL)?;
+            self.ends(node).await?;
+        }
+        let path = self.data_path(node);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(fail(&path, &error)),
+            _ => Ok(()),
         }
     }
 

@@ -165,6 +165,14 @@ impl Runtime {
         }
     }
 
+    /// Kills a node and takes its data away; started again it is as good as new.
+    pub async fn wipe(&self, node: &NodeSpec) -> Result<()> {
+        match self {
+            Self::Docker(cluster) => cluster.wipe(node).await,
+            Self::Local(cluster) => cluster.wipe(node).await,
+        }
+    }
+
     /// Gives `out` what a node has logged, a part at a time; with `follow`, goes on.
     pub async fn logs(&self, node: &NodeSpec, follow: bool, out: &mut dyn FnMut(&[u8])) -> Result<()> {
         match self {

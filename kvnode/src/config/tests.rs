@@ -13,6 +13,7 @@ fn args(settings: &[(&str, &str)]) -> Args {
             "SHARD_COUNT" => args.shard_count = value,
             "LISTEN_ADDRESS" => args.listen_address = value,
             "FORM_WITHOUT" => args.form_without = value,
+            "DRILL" => args.drill = value,
             "FSYNC" => args.fsync = value,
             "FSYNC_INTERVAL" => args.fsync_interval = value,
             "LOG_LEVEL" => args.log_level = value,
@@ -40,7 +41,9 @@ fn an_address_is_enough() {
     assert_eq!((config.shard_count, config.shard_count_given), (1, false));
     assert_eq!(config.listen, "0.0.0.0:8090".parse().unwrap());
     assert_eq!(config.fsync, Fsync::Interval(Duration::from_millis(200)));
-    assert!(config.data_dir.is_none() && config.cluster_secret.is_none() && config.form_without.is_empty());
+    assert!(
+        !config.drill && config.data_dir.is_none() && config.cluster_secret.is_none() && config.form_without.is_empty()
+    );
 }
 
 #[test]

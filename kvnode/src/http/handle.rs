@@ -14,6 +14,7 @@ use super::Front;
 use super::admin::{self, ReshardQuery};
 use super::body;
 use super::conn::Progress;
+use super::drill;
 use super::fields::{self, Fields};
 use super::gate::Lease;
 use super::query;
@@ -136,6 +137,7 @@ async fn dispatch(front: &Front, parts: &Parts, route: Route<'_>, body: Bytes) -
             let members = node.shard_members(shard(front, raw)?)?.ok_or(Refusal::NoSuchShard)?;
             Ok(Reply::ok(&json!({ "shard-members": members })))
         }
+        Route::Drill => drill::handle(node, &parts.method, &body),
         Route::Health => Ok(Reply::ok(&json!({ "status": "ok" }))),
         Route::Ready => ready(front),
         Route::Status => Ok(Reply::ok(&node.status())),

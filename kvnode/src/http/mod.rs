@@ -22,6 +22,7 @@ pub mod accept;
 mod admin;
 mod body;
 mod conn;
+mod drill;
 mod fields;
 mod gate;
 mod handle;

@@ -62,6 +62,8 @@ pub enum Refusal {
     },
     NotReady(String),
     Stopping,
+    /// A fault that can't be injected here.
+    Drill(StatusCode, String),
     /// What another node's batch got.
     Peer(StatusCode, String),
 }
@@ -223,7 +225,7 @@ impl Refusal {
                 let reply = Reply::error(StatusCode::SERVICE_UNAVAILABLE, "This node is shutting down");
                 reply.with(COME_BACK).with(CLOSE)
             }
-            Self::Peer(status, error) => Reply::error(status, &error),
+            Self::Drill(status, error) | Self::Peer(status, error) => Reply::error(status, &error),
         }
     }
 }

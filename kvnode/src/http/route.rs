@@ -23,6 +23,8 @@ pub enum Route<'a> {
     Ready,
     Status,
     Metrics,
+    /// Faults injected here.
+    Drill,
     /// A batch from another node.
     Peer,
 }
@@ -44,6 +46,7 @@ impl<'a> Route<'a> {
             "/ready" => Self::Ready,
             "/status" => Self::Status,
             "/metrics" => Self::Metrics,
+            "/drill" => Self::Drill,
             "/peer/v1" => Self::Peer,
             _ => return Self::with_parameter(path),
         };
@@ -62,7 +65,7 @@ impl<'a> Route<'a> {
     /// The methods that the path has.
     pub fn methods(self) -> &'static [Method] {
         match self {
-            Self::Key(_) | Self::View | Self::Reshard => READ_AND_WRITE,
+            Self::Key(_) | Self::View | Self::Reshard | Self::Drill => READ_AND_WRITE,
             Self::AddMember(_) | Self::Recover => &[Method::PUT],
             Self::Peer => &[Method::POST],
             _ => READ,
@@ -98,6 +101,7 @@ mod tests {
             ("/ready", Route::Ready),
             ("/status", Route::Status),
             ("/metrics", Route::Metrics),
+            ("/drill", Route::Drill),
             ("/peer/v1", Route::Peer),
         ];
         for (path, route) in table {

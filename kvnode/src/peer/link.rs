@@ -1,11 +1,13 @@
 //! The sending side of a link.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::{PATH, auth};
+use crate::drill::{Drill, Way};
 use crate::wire::ident::Addr;
 use crate::wire::peer::{self, Batch};
 
@@ -36,6 +38,7 @@ impl Link {
     pub fn start(
         client: reqwest::Client,
         secret: auth::Secret,
+        drill: Arc<Drill>,
         peer: Addr,
         done: impl Fn(&Addr, LinkDone) + Send + 'static,
     ) -> Self {
@@ -44,7 +47,7 @@ impl Link {
         tokio::spawn(async move {
             while let Some(batch) = batches.recv().await {
                 let fate = match &url {
-                    Ok(url) => post(&client, &secret, url, batch).await,
+                    Ok(url) => along(&drill, &peer, post(&client, &secret, url, batch)).await,
                     // Numbers that are no IP address, for one.
                     Err(why) => LinkDone::Lost { why: why.to_string() },
                 };
@@ -75,6 +78,20 @@ pub fn client() -> reqwest::Client {
         .pool_idle_timeout(Duration::from_secs(5))
         .build()
         .expect("plain HTTP needs nothing that can be missing")
+}
+
+/// Sends along the link as a drill has made it.
+async fn along(drill: &Drill, peer: &Addr, sent: impl Future<Output = LinkDone>) -> LinkDone {
+    let cut = || LinkDone::Lost { why: "the link is cut by a drill".into() };
+    if drill.pass(Way::To, peer).await.is_err() {
+        return cut();
+    }
+    let fate = sent.await;
+    match (&fate, drill.pass(Way::From, peer).await) {
+        // What had not come by itself is not lost again.
+        (LinkDone::Answered(_), Err(_)) => cut(),
+        _ => fate,
+    }
 }
 
 async fn post(client: &reqwest::Client, secret: &auth::Secret, url: &reqwest::Url, batch: Batch) -> LinkDone {

@@ -101,11 +101,17 @@ impl Cluster {
 
     /// Makes a node's container, and its volume if that is missing, and starts it.
     pub(super) async fn make_node(&self, node: &NodeSpec, network: &str, image: &str) -> Result<()> {
+        let id = self.create_node(node, network, image).await?;
+        Ok(self.docker.start_container(&id, None).await?)
+    }
+
+    /// Makes a node's container, and its volume if that is missing. The container's id.
+    pub(super) async fn create_node(&self, node: &NodeSpec, network: &str, image: &str) -> Result<String> {
         self.ensure_volume(node).await?;
         let options = CreateContainerOptionsBuilder::default().name(&self.spec().container(node)).build();
         let made = self.docker.create_container(Some(options), self.container_body(node, network, image)).await?;
         self.made.borrow_mut().push(Made::Container(made.id.clone()));
-        Ok(self.docker.start_container(&made.id, None).await?)
+        Ok(made.id)
     }
 
     async fn ensure_volume(&self, node: &NodeSpec) -> Result<()> {
@@ -130,6 +136,9 @@ impl Cluster {
             format!("CLUSTER_SECRET={}", self.record.secret),
             "DATA_DIR=/data".into(),
         ];
+        if self.spec().drill {
+            env.push("DRILL=1".into());
+        }
         env.extend(self.spec().shard_count(node).map(|shards| format!("SHARD_COUNT={shards}")));
         ContainerCreateBody {
             image: Some(image.to_owned()),

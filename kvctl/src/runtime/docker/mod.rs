@@ -269,6 +269,17 @@ impl Cluster {
         Ok(())
     }
 
+    /// Kills a node, and takes its data away: in its place there is a new container, with a new volume, that does not run.
+    pub async fn wipe(&self, node: &NodeSpec) -> Result<()> {
+        let network = self.own_network().await?.ok_or_else(|| self.missing(node))?;
+        let image = self.own_container(node).await?.and_then(|container| container.image);
+        let image = image.ok_or_else(|| self.missing(node))?;
+        self.remove(&self.spec().container(node)).await?;
+        let volume = self.spec().volume(node);
+        present(self.docker.remove_volume(&volume, None::<RemoveVolumeOptions>).await)?;
+        self.create_node(node, &network, &image).await.map(|_| ())
+    }
+
     pub async fn logs(&self, node: &NodeSpec, follow: bool, out: &mut dyn FnMut(&[u8])) -> Result<()> {
         let options = LogsOptionsBuilder::default().stdout(true).stderr(true).follow(follow).build();
         let mut lines = self.docker.logs(&self.spec().container(node), Some(options));

@@ -107,6 +107,13 @@ impl Core {
         all.into_iter().filter(here).cloned().collect()
     }
 
+    /// The nodes that this one knows, itself not included, reachable or not.
+    pub fn peers(&self) -> Vec<Addr> {
+        let of_topology = self.topology.iter().flat_map(|topology| topology.nodes.values());
+        let all: std::collections::BTreeSet<&Addr> = of_topology.chain(&self.settings.view).collect();
+        all.into_iter().filter(|addr| **addr != self.settings.me).cloned().collect()
+    }
+
     /// Why this node knows no shards.
     fn not_formed(&self) -> String {
         self.reason.clone()

@@ -1,0 +1,228 @@
+//! Whether every promise was kept, from the history alone.
+
+use std::collections::BTreeSet;
+
+use kvnode::checker::judge;
+use serde::Serialize;
+
+use super::history::{Fate, History, Op, Verb};
+use super::moments::{self, Moments};
+use crate::render::line;
+
+/// Characters of a context in a cluster at rest, at most: nearly empty.
+const QUIET_CONTEXT_MAX: usize = 64;
+/// Operations shown with an offence, at most.
+const SHOWN_MAX: usize = 12;
+
+/// A promise that was broken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Offence {
+    pub what: String,
+    /// The operations concerned, with their contexts.
+    pub operations: Vec<String>,
+}
+
+/// What a drill has shown.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Verdict {
+    pub kept: bool,
+    pub seed: u64,
+    pub operations: usize,
+    pub sessions: usize,
+    pub handed_over: usize,
+    /// Operations that were answered as asked, that are of unknown fate, and that were refused.
+    pub answered: usize,
+    pub unknown: usize,
+    pub refused: usize,
+    pub faults: usize,
+    /// Faults that could not be injected.
+    pub left_out: usize,
+    /// The part of the operations that was answered: of all, and of each second's.
+    pub availability: f64,
+    pub availability_per_second: Vec<f64>,
+    /// Writes in one copy whose only holder was wiped.
+    pub lost_by_right: usize,
+    /// Characters of the longest context, and of one in the end.
+    pub context_max: usize,
+    pub context_quiet: Option<usize>,
+    /// From the end of the healing until all replicas were equal.
+    pub converged_ms: Option<f64>,
+    pub offences: Vec<Offence>,
+}
+
+/// Judges a history.
+///
+/// # Errors
+/// Why it can't be judged.
+pub fn of(history: &History) -> Result<Verdict, String> {
+    let moments = Moments::of(history)?;
+    let lost = moments::lost_by_right(history);
+    let (last, differ) = moments::finals(history);
+    let Some(end) = &history.end else { return Err("the drill was broken off: its end is not in the history".into()) };
+    let mut offences = Vec::new();
+    if let Err(why) = judge(&moments.all, &lost, &last) {
+        offences.push(causal_offence(history, &moments, why));
+    }
+    for (key, said) in differ {
+        let said = said.iter().map(|(node, value)| format!("{node} has {}", value_text(*value))).collect();
+        offences.push(Offence { what: format!("replicas differ on '{key}'"), operations: said });
+    }
+    if end.equal_ms.is_none() {
+        let what = "the replicas did not become equal after all was healed".to_owned();
+        offences.push(Offence { what, operations: end.unmet.clone() });
+    }
+    let context_quiet = end.quiet_context.as_ref().map(String::len);
+    if context_quiet.is_some_and(|length| length > QUIET_CONTEXT_MAX) {
+        let what = format!("a context stays longer than {QUIET_CONTEXT_MAX} characters in the quiet cluster");
+        offences.push(Offence { what, operations: end.quiet_context.iter().cloned().collect() });
+    }
+    let working: Vec<&Op> = history.ops.iter().filter(|op| op.at_ms <= end.stopped_ms).collect();
+    let part = |ops: &[&Op]| {
+        let answered = ops.iter().filter(|op| op.is_answered()).count();
+        (answered as f64 / ops.len().max(1) as f64 * 1e4).round() / 1e4
+    };
+    let second =
+        |at: usize| -> Vec<&Op> { working.iter().copied().filter(|op| (op.at_ms / 1_000.0) as usize == at).collect() };
+    let count = |fate: Fate| history.ops.iter().filter(|op| op.result == fate).count();
+    let contexts = history.ops.iter().filter_map(|op| op.answered.as_ref()).map(String::len);
+    let left_out = history.faults.iter().filter(|one| one.problem.is_some()).count();
+    Ok(Verdict {
+        kept: offences.is_empty(),
+        seed: history.head.seed,
+        operations: history.ops.len(),
+        sessions: history.ops.iter().map(|op| op.session).collect::<BTreeSet<u32>>().len(),
+        handed_over: history.recvs.len(),
+        answered: history.ops.iter().filter(|op| op.is_answered()).count(),
+        unknown: count(Fate::Info),
+        refused: history.ops.iter().filter(|op| op.result == Fate::Fail && !op.is_answered()).count(),
+        faults: history.faults.len() - left_out,
+        left_out,
+        availability: part(&working),
+        availability_per_second: (0..=(end.stopped_ms / 1_000.0) as usize).map(|at| part(&second(at))).collect(),
+        lost_by_right: lost.len(),
+        context_max: contexts.max().unwrap_or(0),
+        context_quiet,
+        converged_ms: end.equal_ms.map(|equal| (equal - end.healed_ms).max(0.0)),
+        offences,
+    })
+}
+
+/// The judge names the moment; its operation and those on the same key before it are shown.
+fn causal_offence(history: &History, moments: &Moments, why: String) -> Offence {
+    let at = why.strip_prefix("at ").and_then(|rest| rest.split(',').next()).and_then(|number| number.parse().ok());
+    let offender = at.and_then(|at: usize| moments.of.get(at).copied().flatten()).map(|index| &history.ops[index]);
+    let named = |op: &&Op| op.value.is_some_and(|value| why.contains(&value.to_string()));
+    let mut concerned: Vec<&Op> = history.ops.iter().filter(named).collect();
+    if let Some(offender) = offender {
+        let before = |op: &&Op| op.key == offender.key && op.call <= offender.call;
+        let on_key: Vec<&Op> = history.ops.iter().filter(before).collect();
+        concerned.extend(on_key.into_iter().rev().take(SHOWN_MAX));
+    }
+    concerned.sort_by_key(|op| op.call);
+    concerned.dedup_by_key(|op| op.call);
+    let what = why.split_once("}: ").map_or(why.as_str(), |(_, rest)| rest).to_owned();
+    let skip = concerned.len().saturating_sub(2 * SHOWN_MAX);
+    Offence { what, operations: concerned[skip..].iter().map(|op| op_text(op)).collect() }
+}
+
+fn value_text(value: Option<u64>) -> String {
+    value.map_or_else(|| "nothing".to_owned(), |value| value.to_string())
+}
+
+fn op_text(op: &Op) -> String {
+    let verb = match op.verb {
+        Verb::Put => "puts",
+        Verb::Get => "gets",
+        Verb::Delete => "deletes",
+    };
+    let fate = match op.result {
+        Fate::Ok => "ok",
+        Fate::Info => "unknown",
+        Fate::Fail => "refused",
+    };
+    let Op { call, returned, session, key, node, .. } = op;
+    let (value, context) = (value_text(op.value), op.context.join(" + "));
+    let answered = op.answered.as_deref().unwrap_or("-");
+    format!(
+        "{call}-{returned}: session {session} {verb} {key} at {node}: {value}, {fate}; context [{context}] -> {answered}"
+    )
+}
+
+impl Verdict {
+    /// For people: a few lines.
+    pub fn show(&self) {
+        let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        match self.offences.len() {
+            0 => line("every promise was kept"),
+            count => line(&format!("BROKEN: {}", plural(count, "offence"))),
+        }
+        for Offence { what, operations } in &self.offences {
+            line(&format!("\n{what}"));
+            operations.iter().for_each(|operation| line(&format!("  {operation}")));
+        }
+        line(&format!(
+            "\n{} by {}, {} handed on; {} injected, {} left out",
+            plural(self.operations, "operation"),
+            plural(self.sessions, "session"),
+            plural(self.handed_over, "context"),
+            plural(self.faults, "fault"),
+            self.left_out
+        ));
+        let worst = self.availability_per_second.iter().copied().fold(1.0, f64::min);
+        line(&format!(
+            "answered {:.1} % (worst second {:.0} %), {} refused, {} of unknown fate, {} lost by right",
+            self.availability * 100.0,
+            worst * 100.0,
+            self.refused,
+            self.unknown,
+            self.lost_by_right
+        ));
+        let quiet = self.context_quiet.map_or_else(|| "-".to_owned(), |length| length.to_string());
+        let equal = self.converged_ms.map_or_else(|| "never".to_owned(), |ms| format!("{:.1} s", ms / 1_000.0));
+        line(&format!(
+            "replicas equal after {equal}; contexts: {} characters at most, {quiet} at rest",
+            self.context_max
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::history::tests::{PUT, history};
+    use super::*;
+
+    const END: &str =
+        r#"{"kind":"end","stopped-ms":10.0,"healed-ms":11.0,"equal-ms":12.0,"unmet":[],"quiet-context":"T"}"#;
+
+    #[test]
+    fn a_history_that_keeps_all_promises() {
+        let get = PUT.replace("put", "get").replace(r#""call":1,"return":2"#, r#""call":3,"return":4"#);
+        let verdict = of(&history(&[PUT, &get, END].join("\n"))).unwrap();
+        assert!(verdict.kept, "{verdict:?}");
+        assert_eq!((verdict.operations, verdict.answered, verdict.availability), (2, 2, 1.0));
+        assert_eq!(verdict.context_quiet, Some(1));
+    }
+
+    #[test]
+    fn offences_come_with_their_operations() {
+        let second = PUT.replace("1000001", "1000002").replace(r#""call":1,"return":2"#, r#""call":3,"return":4"#);
+        let stale = PUT.replace("put", "get").replace(r#""call":1,"return":2"#, r#""call":5,"return":6"#);
+        let verdict = of(&history(&[PUT, &second, &stale, END].join("\n"))).unwrap();
+        assert!(!verdict.kept);
+        let Offence { what, operations } = &verdict.offences[0];
+        assert!(what.contains("1000002 that overwrote it"), "{what}");
+        assert_eq!(operations.len(), 3, "{operations:?}");
+        assert!(operations[2].contains("session 3 gets a at alice: 1000001"), "{operations:?}");
+    }
+
+    #[test]
+    fn replicas_that_differ_or_never_agree_and_long_contexts_are_offences() {
+        let last = |node: &str, value: u64| format!(r#"{{"kind":"final","node":"{node}","key":"a","value":{value}}}"#);
+        let end = END.replace("12.0", "null").replace("\"T\"", &format!("\"{}\"", "x".repeat(65)));
+        let verdict = of(&history(&[PUT, &last("alice", 1_000_001), &last("bob", 7), &end].join("\n"))).unwrap();
+        let all: Vec<&str> = verdict.offences.iter().map(|offence| offence.what.as_str()).collect();
+        assert_eq!(all.len(), 3, "{all:?}");
+        assert!(of(&history(PUT)).unwrap_err().contains("broken off"));
+    }
+}
