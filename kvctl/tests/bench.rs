@@ -70,7 +70,7 @@ fn wrong_usage_and_nobody_there() {
         let said = cluster.run(&[&["bench"], bad].concat());
         assert_eq!(said.code, 2, "{bad:?}: {said:?}");
     }
-    assert_eq!(cluster.run(&["bench"]).code, 3, "there is no such cluster");
+    assert_eq!(cluster.run(&["bench"]).code, 10, "there is no such cluster");
     let said = cluster.run(&["bench", "--url", "127.0.0.1:9", "--duration", "200ms", "--warmup", "0s"]);
     assert_eq!(said.code, 4, "{said:?}");
 }

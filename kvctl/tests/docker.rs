@@ -538,3 +538,19 @@ fn resharding_under_load_with_a_node_killed_on_the_way() {
     assert!(lost.is_empty(), "acknowledged and gone: {lost:?}");
     assert!((0..300).all(|number| keys.contains(&format!("key-{number}"))), "keys of before are gone");
 }
+
+/// All faults that containers allow, for a minute.
+#[test]
+fn a_drill_breaks_no_promise() {
+    let Some(_turn) = engine() else { return };
+    let cluster = Cluster::new("drill", &[options(9, port(180)), vec!["--drill".into()]].concat());
+    cluster.up();
+    let kept = |name: &str| cluster.home().join(name).to_str().expect("UTF-8").to_owned();
+    let (history, page) = (kept("history"), kept("page"));
+    let said = cluster.run(&["drill", "--yes", "--duration", "60s", "--history", &history, "--report", &page]);
+    println!("{}{}", said.err, said.out);
+    assert_eq!(said.code, 0, "{said:?}");
+    for kind in ["kill", "pause", "partition", "one-way", "slow", "clock", "reshard", "wipe", "disk-full"] {
+        assert!(said.err.lines().next().is_some_and(|line| line.contains(kind)), "{kind}: {said:?}");
+    }
+}
