@@ -143,7 +143,7 @@ impl Picture {
         for (name, colour, _) in all.iter().rev() {
             x -= 14.0 + 7.0 * name.len() as f64;
             self.add(format_args!(
-                r#"<text class="key" x="{x:.0}" y="{:.0}" fill="{colour}">{name}</text>"#,
+                r#"<text class="key" x="{x:.0}" y="{:.0}" style="fill: {colour}">{name}</text>"#,
                 top - 8.0
             ));
         }
@@ -193,7 +193,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.5em; } h1.kept { color: #3a7d44; } h1.broken { color: #d1495b; }
 svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; }
 svg text { fill: var(--ink); } svg text.title { font-weight: 600; } svg text.name { text-anchor: end; } svg text.tick { text-anchor: middle; }
-svg text.key { fill: unset; } svg line.grid { stroke: var(--faint); } svg polyline { fill: none; stroke-width: 1.6; }
+svg line.grid { stroke: var(--faint); } svg polyline { fill: none; stroke-width: 1.6; }
 table { border-collapse: collapse; } td, th { padding: .2em 1.4em .2em 0; text-align: left; } td.number { text-align: right; }
 pre { overflow-x: auto; background: var(--faint); padding: .8em; border-radius: 4px; }
 .swatch { display: inline-block; width: .9em; height: .9em; border-radius: 3px; margin: 0 .35em 0 1em; vertical-align: -.1em; }

@@ -38,9 +38,9 @@ pub struct Verdict {
     pub faults: usize,
     /// Faults that could not be injected.
     pub left_out: usize,
-    /// The part of the operations that was answered: of all, and of each second's.
+    /// The part of the operations that was answered: of all, and of each second's (`None`: none was begun).
     pub availability: f64,
-    pub availability_per_second: Vec<f64>,
+    pub availability_per_second: Vec<Option<f64>>,
     /// Writes in one copy whose only holder was wiped.
     pub lost_by_right: usize,
     /// Characters of the longest context, and of one in the end.
@@ -99,7 +99,9 @@ pub fn of(history: &History) -> Result<Verdict, String> {
         faults: history.faults.len() - left_out,
         left_out,
         availability: part(&working),
-        availability_per_second: (0..=(end.stopped_ms / 1_000.0) as usize).map(|at| part(&second(at))).collect(),
+        availability_per_second: (0..=(end.stopped_ms / 1_000.0) as usize)
+            .map(|at| Some(second(at)).filter(|ops| !ops.is_empty()).map(|ops| part(&ops)))
+            .collect(),
         lost_by_right: lost.len(),
         context_max: contexts.max().unwrap_or(0),
         context_quiet,
@@ -169,7 +171,7 @@ impl Verdict {
             plural(self.faults, "fault"),
             self.left_out
         ));
-        let worst = self.availability_per_second.iter().copied().fold(1.0, f64::min);
+        let worst = self.availability_per_second.iter().copied().flatten().fold(1.0, f64::min);
         line(&format!(
             "answered {:.1} % (worst second {:.0} %), {} refused, {} of unknown fate, {} lost by right",
             self.availability * 100.0,
