@@ -106,13 +106,14 @@ impl Core {
         ended
             && origin.epoch == replica.origin.epoch
             && replica.stage != Stage::Filling
-            && replica.others.iter().all(|&node| {
-                let Some(report) = self.valid_report(node) else { return false };
-                let serves = self.peer_of(node).is_some_and(|peer| peer.stage.is_some_and(|s| s != Stage::Filling));
-                serves
-                    && knows_end(report, origin)
-                    && (retired_in(report, origin) || report.applied.get(origin) <= have)
-            })
+            && (self.settings.broken(Mutant::ExhaustedAlone)
+                || replica.others.iter().all(|&node| {
+                    let Some(report) = self.valid_report(node) else { return false };
+                    let serves = self.peer_of(node).is_some_and(|peer| peer.stage.is_some_and(|s| s != Stage::Filling));
+                    serves
+                        && knows_end(report, origin)
+                        && (retired_in(report, origin) || report.applied.get(origin) <= have)
+                }))
     }
 
     /// The last report of a replica, unless a later life of it is known to anybody.

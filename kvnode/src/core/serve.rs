@@ -244,7 +244,9 @@ impl Core {
         seen.merge(&foreign);
         if let Some(version) = &version {
             seen.raise(version.dot.origin, version.dot.seq);
-            seen.merge(&version.deps);
+            if !self.settings.broken(Mutant::DepsUnread) {
+                seen.merge(&version.deps);
+            }
         }
         let context = self.context(seen);
         let answer = match version.and_then(|version| version.value) {

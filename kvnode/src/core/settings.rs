@@ -49,6 +49,10 @@ pub enum Mutant {
     WriteUnchecked,
     /// A value's dependencies on other shards are not stored.
     DepsDropped,
+    /// A read does not hand on what the value depends on.
+    DepsUnread,
+    /// What an ended life wrote is taken for lost without asking the other replicas.
+    ExhaustedAlone,
     /// Writes of one origin are applied in any order, before their dependencies.
     OriginOrder,
     /// The wall clock alone decides between versions.

@@ -16,6 +16,9 @@ mod schedule;
 mod store;
 mod world;
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
 use kvnode::core::settings::Mutant;
 
 fn number(name: &str) -> Option<u64> {
@@ -34,25 +37,65 @@ fn seeds() {
         return;
     }
     let count = number("KV_SEEDS").unwrap_or(1_000);
-    let (mut answered, mut refused, mut lost, mut layouts) = (0, 0, 0, 0);
-    for seed in 0..count {
-        match schedule::run(seed, None) {
-            Ok(outcome) => {
-                answered += outcome.answered;
-                refused += outcome.refused;
-                lost += outcome.lost;
-                layouts += u64::from(outcome.layouts - 1);
+    let next = AtomicU64::new(0);
+    let total = Mutex::new(Total::default());
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            // Whatever thread is faster: the smallest seed that fails is the one that is told.
+            let past = |total: &Total| total.failed.as_ref().is_some_and(|(failed, _)| *failed < seed);
+            if seed >= count || past(&total.lock().expect("no other panics")) {
+                return;
             }
-            Err(offence) => {
-                panic!("seed {seed}: {offence}\nreplay: KV_SEED={seed} cargo test -p kvnode --test sim seeds")
-            }
+            let outcome = schedule::run(seed, None);
+            total.lock().expect("no other panics").add(seed, outcome);
         }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+        scope.spawn(work);
+    });
+    let Total { answered, refused, lost, layouts, failed, .. } = total.into_inner().expect("no other panics");
+    if let Some((seed, offence)) = failed {
+        panic!("seed {seed}: {offence}\nreplay: KV_SEED={seed} cargo test -p kvnode --test sim seeds")
     }
     println!(
         "{count} seeds: {answered} answered, {refused} refused, {lost} lost by right, {layouts} changes of layout"
     );
     assert!(answered > 100 * count, "most requests must be answered for the judge to see anything");
     assert!(layouts > count / 2, "layouts must change for the judge to see anything");
+}
+
+/// What many seeds have shown.
+#[derive(Default)]
+struct Total {
+    runs: u64,
+    answered: u64,
+    refused: u64,
+    lost: usize,
+    layouts: u64,
+    failed: Option<(u64, String)>,
+}
+
+impl Total {
+    fn add(&mut self, seed: u64, outcome: Result<schedule::Outcome, String>) {
+        match outcome {
+            Ok(outcome) => {
+                self.answered += outcome.answered;
+                self.refused += outcome.refused;
+                self.lost += outcome.lost;
+                self.layouts += u64::from(outcome.layouts - 1);
+            }
+            Err(offence) if self.failed.as_ref().is_none_or(|(failed, _)| seed < *failed) => {
+                self.failed = Some((seed, offence));
+            }
+            Err(_) => {}
+        }
+        self.runs += 1;
+        if self.runs.is_multiple_of(500) {
+            println!("{} seeds: {} answered", self.runs, self.answered);
+        }
+    }
 }
 
 #[test]
@@ -66,10 +109,12 @@ fn the_same_seed_gives_the_same_run() {
 /// Mechanisms broken on purpose that must turn the judge red within so many seeds.
 const MUTANT_SEEDS: u64 = 2_000;
 
-const MUTANTS: [Mutant; 16] = [
+const MUTANTS: [Mutant; 18] = [
     Mutant::ReadUnchecked,
     Mutant::WriteUnchecked,
     Mutant::DepsDropped,
+    Mutant::DepsUnread,
+    Mutant::ExhaustedAlone,
     Mutant::OriginOrder,
     Mutant::WallClockWins,
     Mutant::StampFromSelf,
@@ -87,18 +132,27 @@ const MUTANTS: [Mutant; 16] = [
 
 #[test]
 fn every_mutant_is_caught() {
-    let mut survivors = Vec::new();
-    for mutant in MUTANTS {
-        if std::env::var("KV_MUTANT").is_ok_and(|name| name != format!("{mutant:?}")) {
-            continue;
-        }
-        match (0..MUTANT_SEEDS).find_map(|seed| Some((seed, schedule::run(seed, Some(mutant)).err()?))) {
-            Some((seed, offence)) => {
-                println!("{mutant:?}: seed {seed}: {}", offence.chars().take(160).collect::<String>())
+    let left_out = |mutant: Mutant| std::env::var("KV_MUTANT").is_ok_and(|name| name != format!("{mutant:?}"));
+    let next = AtomicUsize::new(0);
+    let survivors = Mutex::new(Vec::new());
+    let work = || {
+        while let Some(&mutant) = MUTANTS.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if left_out(mutant) {
+                continue;
             }
-            None => survivors.push(mutant),
+            match (0..MUTANT_SEEDS).find_map(|seed| Some((seed, schedule::run(seed, Some(mutant)).err()?))) {
+                Some((seed, offence)) => {
+                    println!("{mutant:?}: seed {seed}: {}", offence.chars().take(160).collect::<String>());
+                }
+                None => survivors.lock().expect("no other panics").push(mutant),
+            }
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+        scope.spawn(work);
+    });
+    let survivors = survivors.into_inner().expect("no other panics");
     assert!(survivors.is_empty(), "not caught within {MUTANT_SEEDS} seeds: {survivors:?}");
 }
 
