@@ -24,7 +24,7 @@ use crate::core::settings::Settings;
 use crate::core::{Committed, Core, Effect, Event, Now, Severity};
 use crate::drill::{Drill, Injected, Lost, Way};
 use crate::peer::{self, Link, LinkDone, auth};
-use crate::room::{self, BytesMax, RoomGauge};
+use crate::room::{self, RoomGauge};
 use crate::storage::dir::DataDir;
 use crate::storage::{Result, Store, StoreError, Syncer};
 use crate::wire::ident::{Addr, ShardId};
@@ -67,7 +67,8 @@ struct Shared {
     /// Set when the node can't go on.
     failure: watch::Sender<Option<String>>,
     secret: auth::Secret,
-    bytes_max: BytesMax,
+    /// Bytes that the store may take; `u64::MAX`: what its disk has.
+    bytes_max: u64,
     drill: Arc<Drill>,
     began: Instant,
     _owned: Option<DataDir>,
@@ -107,7 +108,7 @@ impl NodeHandle {
             turns: watch::Sender::new(0),
             failure: watch::Sender::new(None),
             secret: auth::Secret::new(secret.as_deref()),
-            bytes_max: BytesMax::new(store_bytes_max),
+            bytes_max: store_bytes_max.unwrap_or(u64::MAX),
             drill,
             began,
             _owned: owned,
@@ -253,12 +254,6 @@ impl NodeHandle {
     /// Prometheus text.
     pub fn metrics(&self) -> String {
         crate::metrics::render(&self.look(Core::status))
-    }
-
-    /// Changes the limit on the bytes that the store may take: for operators, and for drills. `None`: what its disk has.
-    pub fn set_bytes_max(&self, bytes: Option<u64>) {
-        self.shared.bytes_max.set(bytes);
-        self.shared.arrived.notify_one();
     }
 
     /// Stops taking requests, and waits until the peers that can be reached hold all that was written here.
@@ -416,7 +411,7 @@ impl Loop {
     ) -> Result<(PeersWaiting, Committed)> {
         let at = now(self.shared.began, &self.shared.drill);
         let mut core = lock(&self.shared.core);
-        let limit = self.shared.drill.store_bytes_max().unwrap_or_else(|| self.shared.bytes_max.get());
+        let limit = self.shared.drill.store_bytes_max().unwrap_or(self.shared.bytes_max);
         let mut handle = |event: Event| {
             if let Some(room) = self.gauge.before(room::weight(&event), limit) {
                 core.handle(at, room)?;

@@ -1,7 +1,6 @@
 //! The loop's side of [`core::room`](crate::core::room): measures the store before the core takes what is to be stored.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::core::Event;
@@ -21,24 +20,6 @@ const MARGIN_BYTES: u64 = 1 << 20;
 const REFUSED_BYTES_MAX: u64 = 8 << 20;
 /// What one write takes beyond its key and value.
 const WRITE_BYTES: u64 = 256;
-
-/// The limit on the bytes of the store, changeable while the node runs. `u64::MAX`: none.
-#[derive(Debug)]
-pub struct BytesMax(AtomicU64);
-
-impl BytesMax {
-    pub fn new(bytes: Option<u64>) -> Self {
-        Self(AtomicU64::new(bytes.unwrap_or(u64::MAX)))
-    }
-
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    pub fn set(&self, bytes: Option<u64>) {
-        self.0.store(bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-}
 
 /// Bytes that an event may bring into the store.
 pub fn weight(event: &Event) -> u64 {
