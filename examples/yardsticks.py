@@ -33,9 +33,6 @@ def wait(url):
         try:
             urllib.request.urlopen(url).close()
             return
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                return
         except OSError:
             pass
         time.sleep(0.02)
@@ -105,9 +102,8 @@ with tempfile.TemporaryDirectory() as folder:
     processes.append(subprocess.Popen([TARGET / "examples/yardstick", YARDSTICK], **QUIET))
     os.environ.pop("KVCTL_NAME", None)
     try:
-        for address in NODES:
+        for address in [*NODES, YARDSTICK]:
             wait(f"http://{address}/ready")
-        wait(f"http://{YARDSTICK}/kvs/x")
         for urls in (NODES, [YARDSTICK]):
             bench(urls, "1/1", "spread", 16, "--prepare")
         for connections in (16, 64):

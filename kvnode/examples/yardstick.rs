@@ -60,5 +60,7 @@ fn main() {
         .and(warp::path!("kvs" / String))
         .and(warp::body::bytes())
         .map(move |key, body| put(key, &body, &map));
-    runtime.block_on(warp::serve(gets.or(puts)).run(address));
+    // The load generator asks before it begins.
+    let ready = warp::get().and(warp::path!("ready")).map(StatusCode::default);
+    runtime.block_on(warp::serve(gets.or(puts).or(ready)).run(address));
 }

@@ -1,6 +1,7 @@
 //! Simulated clusters under faults. A seed that fails is printed with the command that replays it.
 //!
-//! `KV_SEEDS=10000` runs more seeds; `KV_SEED=n` runs one and prints what the nodes said.
+//! `KV_SEEDS=10000` runs more seeds; `KV_SEED=n` runs one and prints what the nodes said; `KV_OPERATIONS=10000` makes each
+//! history so long, with more clients at once.
 
 mod corpus;
 mod exhaustive;
@@ -21,14 +22,17 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use kvnode::core::settings::Mutant;
 
+use crate::schedule::Load;
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
 #[test]
 fn seeds() {
+    let load = number("KV_OPERATIONS").map(Load::dense);
     if let Some(seed) = number("KV_SEED") {
-        let outcome = schedule::run(seed, None);
+        let outcome = schedule::run_with(seed, load, None);
         let outcome = outcome.unwrap_or_else(|offence| panic!("seed {seed}: {offence}"));
         println!(
             "seed {seed}: {} answered, {} refused, {} lost by right",
@@ -47,7 +51,7 @@ fn seeds() {
             if seed >= count || past(&total.lock().expect("no other panics")) {
                 return;
             }
-            let outcome = schedule::run(seed, None);
+            let outcome = schedule::run_with(seed, load, None);
             total.lock().expect("no other panics").add(seed, outcome);
         }
     };

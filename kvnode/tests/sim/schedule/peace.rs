@@ -1,0 +1,128 @@
+//! The end of a run: everything works again, replicas become equal, and the history is judged.
+
+use std::collections::BTreeMap;
+
+use kvnode::checker::judge;
+use kvnode::core::request::{Answer, Op};
+use kvnode::core::room::Room;
+
+use super::{NODES, Outcome, Run};
+use crate::naive;
+use crate::world::World;
+
+/// Histories up to this length are also judged by the naive form of the rules.
+const NAIVE_MAX: usize = 5_000;
+/// The longest a healed cluster may take to serve and to be equal again: two seconds, and what a fill and a beat take.
+const CONVERGENCE_MS: u64 = 6_000;
+/// The same where a change of the topology has to be finished, a leader to be elected first, and a node to be given up.
+const CHANGED_CONVERGENCE_MS: u64 = 15_000;
+
+impl Run {
+    /// Everything works again: everybody must serve, and replicas must become equal.
+    pub(super) fn heal(&mut self) -> Result<u64, String> {
+        self.world.weather.clear();
+        (0..NODES).for_each(|node| self.world.set_room(node, Room::Enough));
+        for node in 0..NODES {
+            if self.world.is_started(node) && !self.world.is_up(node) {
+                self.world.start(node);
+            }
+        }
+        let healed_ms = self.world.now_ms;
+        let limit = if self.faults.changes { CHANGED_CONVERGENCE_MS } else { CONVERGENCE_MS };
+        let quiet = |world: &World| world.all_ready() && !world.decisions_are_due() && unequal(world).is_none();
+        let converged = self.world.run_until(limit, quiet);
+        for node in std::mem::take(&mut self.risky) {
+            self.world.given_up(node);
+        }
+        if converged {
+            return Ok(self.world.now_ms - healed_ms);
+        }
+        let waits: Vec<String> = (0..NODES)
+            .filter_map(|node| self.world.core(node)?.ready().err().map(|why| format!("{node}: {why}")))
+            .collect();
+        let change = self.world.topology().map(|topology| format!("{:?}", topology.transition));
+        let waits_for: Vec<_> =
+            (0..NODES).filter_map(|node| self.world.core(node)?.change().ok()).map(|c| c.waiting_for).collect();
+        Err(format!(
+            "not converged {limit} ms after all faults ended: {waits:?} {:?} {change:?} {waits_for:?}",
+            unequal(&self.world)
+        ))
+    }
+
+    pub(super) fn verdict(mut self, converged_ms: u64) -> Result<Outcome, String> {
+        let last = self.final_state()?;
+        let verdict = judge(&self.history, &self.world.lost, &last);
+        if self.history.len() <= NAIVE_MAX {
+            let naive = naive::judge(&self.history, &self.world.lost, &last);
+            assert_eq!(verdict.is_ok(), naive.is_ok(), "the checkers disagree: {verdict:?}, {naive:?}");
+        }
+        verdict?;
+        self.quiet_contexts_are_nearly_empty()?;
+        Ok(Outcome {
+            trace: self.world.trace,
+            answered: self.answered,
+            refused: self.refused,
+            lost: self.world.lost.len(),
+            layouts: self.world.topology().map_or(0, |topology| topology.layout.epoch.0),
+            converged_ms,
+        })
+    }
+
+    /// What every key holds at the replicas of its shard.
+    fn final_state(&self) -> Result<BTreeMap<usize, Option<u64>>, String> {
+        let mut last: BTreeMap<usize, Option<u64>> = (0..self.load.keys).map(|key| (key, None)).collect();
+        for shard in self.world.shards() {
+            let node = shard[0];
+            let contents = self.world.core(node).expect("all run").contents().map_err(|error| error.to_string())?;
+            for (key, version) in contents {
+                let index = self.keys.iter().position(|known| **known == *key).ok_or("a key that nobody wrote")?;
+                let value = version.value.as_deref().and_then(|v| std::str::from_utf8(v).ok()?.parse().ok());
+                last.insert(index, value);
+            }
+        }
+        Ok(last)
+    }
+
+    /// P8: once all is quiet, a context that goes round comes back with nothing in it.
+    fn quiet_contexts_are_nearly_empty(&mut self) -> Result<(), String> {
+        self.world.run_until(3_000, |_| false);
+        let mut token = self.sessions.iter().find_map(|session| session.token.clone());
+        let keys = self.keys.clone();
+        for (round, key) in keys.iter().enumerate() {
+            let id = 10_000_000 + round as u64;
+            let members = self.world.members();
+            let node = members[round % members.len()];
+            self.world.request(node, id, Op::Get { key: key.as_str().into() }, token.iter().cloned().collect());
+            self.world.run_until(3_000, |world| world.answers.iter().any(|(answered, _)| *answered == id));
+            token = match self.world.answers.pop() {
+                Some((_, Some(Answer::Found { context, .. } | Answer::NotFound { context }))) => Some(context),
+                other => return Err(format!("a healed cluster answers {other:?} with an old context")),
+            };
+        }
+        let length = token.map_or(0, |token| token.len());
+        if length > 24 {
+            let held_back: Vec<_> = (0..NODES)
+                .filter_map(|node| {
+                    let status = self.world.core(node)?.status();
+                    Some((node, status.shard, status.stable_held_back_by, status.vector_entries, status.life))
+                })
+                .collect();
+            return Err(format!("a context is {length} characters long in a quiet cluster: {held_back:?}"));
+        }
+        Ok(())
+    }
+}
+
+/// The first two replicas of one shard that differ.
+fn unequal(world: &World) -> Option<String> {
+    for shard in world.shards() {
+        let contents: Vec<_> =
+            shard.iter().map(|&node| world.core(node).and_then(|core| core.contents().ok())).collect();
+        for pair in contents.windows(2) {
+            if pair[0] != pair[1] {
+                return Some(format!("{:?} differs from {:?}", pair[0], pair[1]));
+            }
+        }
+    }
+    None
+}
