@@ -70,6 +70,48 @@ fn seeds() {
     assert!(layouts > count / 2, "layouts must change for the judge to see anything");
 }
 
+/// The longest a healed cluster may take until every node serves and replicas have the same values, in ms.
+const CONVERGENCE_MS_MAX: u64 = 2_000;
+
+/// The run for liveness: what counts is how soon all is well again once faults have ended. `KV_SEEDS` makes it longer.
+#[test]
+fn a_healed_cluster_converges_within_two_seconds() {
+    let count = number("KV_SEEDS").unwrap_or(500);
+    // Not the seeds that the run for safety takes.
+    let seeds = 1_000_000..1_000_000 + count;
+    let next = AtomicU64::new(seeds.start);
+    let times = Mutex::new(Vec::new());
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if !seeds.contains(&seed) {
+                return;
+            }
+            let outcome = schedule::converge(seed);
+            times.lock().expect("no other panics").push((seed, outcome));
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+        scope.spawn(work);
+    });
+    let mut equal_ms = Vec::new();
+    for (seed, outcome) in times.into_inner().expect("no other panics") {
+        let converged = outcome.unwrap_or_else(|offence| panic!("seed {seed}: {offence}"));
+        assert!(converged.equal_ms <= CONVERGENCE_MS_MAX, "seed {seed}: {converged:?}");
+        equal_ms.push((converged.equal_ms, converged.settled_ms));
+    }
+    let (mut equal, mut settled): (Vec<u64>, Vec<u64>) = equal_ms.into_iter().unzip();
+    equal.sort_unstable();
+    settled.sort_unstable();
+    let of = |times: &[u64]| [50, 90, 99, 100].map(|percent| times[(times.len() - 1) * percent / 100]);
+    println!("ms until equal: p50, p90, p99, max {:?}; until settled: {:?}", of(&equal), of(&settled));
+    assert!(
+        equal[equal.len() / 2..].iter().any(|&ms| ms > 0),
+        "something must have been amiss for the run to show anything"
+    );
+}
+
 /// What many seeds have shown.
 #[derive(Default)]
 struct Total {

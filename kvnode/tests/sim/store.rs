@@ -8,15 +8,23 @@ use kvnode::storage::{Fact, Result, Store, Syncer, Version};
 use kvnode::wire::ident::{Key, Slot};
 
 #[derive(Clone)]
-pub struct Disk(Arc<Mutex<MemoryStore>>);
+pub struct Disk {
+    store: Arc<Mutex<MemoryStore>>,
+    /// What was put since somebody last asked.
+    written: Arc<Mutex<Vec<(Key, Version)>>>,
+}
 
 impl Disk {
     pub fn new() -> Self {
-        Self(Arc::new(Mutex::new(MemoryStore::with_undo())))
+        Self { store: Arc::new(Mutex::new(MemoryStore::with_undo())), written: Arc::default() }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, MemoryStore> {
-        self.0.lock().expect("one thread")
+        self.store.lock().expect("one thread")
+    }
+
+    pub fn take_written(&self) -> Vec<(Key, Version)> {
+        std::mem::take(&mut self.written.lock().expect("one thread"))
     }
 }
 
@@ -26,6 +34,7 @@ impl Store for Disk {
     }
 
     fn put(&mut self, slot: Slot, key: &Key, version: Version) {
+        self.written.lock().expect("one thread").push((key.clone(), version.clone()));
         self.lock().put(slot, key, version);
     }
 

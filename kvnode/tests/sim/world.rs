@@ -13,8 +13,8 @@ use kvnode::core::room::Room;
 use kvnode::core::settings::{Mutant, Settings};
 use kvnode::core::topology::{Topology, Transition};
 use kvnode::core::{Core, Effect, Event, Now, TICK_MS};
-use kvnode::storage::Store;
-use kvnode::wire::ident::{Addr, Dot, Incarnation, Key, NodeId};
+use kvnode::storage::{Store, Version};
+use kvnode::wire::ident::{Addr, Dot, Incarnation, Key, NodeId, Origin};
 use kvnode::wire::peer::{Batch, decode, encode};
 
 use crate::rng::Rng;
@@ -67,6 +67,8 @@ pub struct SimNode {
     clients: BTreeSet<u64>,
     admins: BTreeSet<u64>,
     awake: BTreeSet<Addr>,
+    /// The least that the life of the running process may be.
+    incarnation: Incarnation,
     log_position: u64,
     last_tick_ms: u64,
     tick_due_ms: u64,
@@ -120,6 +122,7 @@ impl World {
             clients: BTreeSet::new(),
             admins: BTreeSet::new(),
             awake: BTreeSet::new(),
+            incarnation: Incarnation(0),
             log_position: 0,
             last_tick_ms: 0,
             tick_due_ms: 0,
@@ -189,6 +192,7 @@ impl World {
         let core = Core::start(settings, Box::new(disk), now).expect("memory does not fail");
         self.nodes[node].core = Some(core);
         self.nodes[node].life += 1;
+        self.nodes[node].incarnation = Incarnation(self.wall_ms(node));
         self.nodes[node].log_position = 0;
         self.set_room(node, self.nodes[node].room);
         let life = self.nodes[node].life;
@@ -389,18 +393,29 @@ impl World {
         }
     }
 
-    /// Keeps track of which node has applied which write, for the judge of losses.
+    /// Keeps track of which node has applied which write, for the judge of losses. What a node wrote itself is taken from its disk:
+    /// a short log may have dropped it within the same turn. What it got by repair doesn't count, or the judge would have to know
+    /// which copies were dropped again, and why.
     fn note_held(&mut self, node: usize) {
-        let core = self.nodes[node].core.as_ref().expect("it runs");
-        let (position, writes) = core.log_from(self.nodes[node].log_position);
-        for write in writes {
-            let deletes = || self.deletes.iter().filter(|(_, key)| **key == write.key).map(|(&id, _)| id).collect();
-            let value = write.version.value.as_deref().and_then(|value| std::str::from_utf8(value).ok());
+        let SimNode { core, disk, addr, incarnation, log_position, .. } = &self.nodes[node];
+        let core = core.as_ref().expect("it runs");
+        let (position, logged) = core.log_from(*log_position);
+        let mut found: Vec<(Key, Version)> =
+            logged.into_iter().map(|write| (write.key.clone(), write.version.clone())).collect();
+        let is_me = |id: &NodeId| core.topology().is_some_and(|topology| topology.nodes.get(id) == Some(addr));
+        let own = |(_, version): &(Key, Version)| {
+            let Origin { node, incarnation: life, .. } = version.dot.origin;
+            life >= *incarnation && is_me(&node)
+        };
+        found.extend(disk.take_written().into_iter().filter(own));
+        self.nodes[node].log_position = position;
+        for (key, version) in found {
+            let deletes = || self.deletes.iter().filter(|(_, deleted)| **deleted == key).map(|(&id, _)| id).collect();
+            let value = version.value.as_deref().and_then(|value| std::str::from_utf8(value).ok());
             let ids = || value.map_or_else(deletes, |text| vec![text.parse().expect("values are numbers")]);
-            let held = self.held.entry(write.version.dot).or_insert_with(|| (ids(), BTreeMap::new()));
+            let held = self.held.entry(version.dot).or_insert_with(|| (ids(), BTreeMap::new()));
             held.1.entry(node).or_insert(self.now_ms);
         }
-        self.nodes[node].log_position = position;
     }
 
     /// Writes that no other node is known to have, now that `node` loses what it applied after `since_ms`.

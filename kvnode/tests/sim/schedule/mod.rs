@@ -13,6 +13,7 @@ use kvnode::core::settings::Mutant;
 use crate::rng::Rng;
 use crate::world::{JOINERS, World};
 use faults::Faults;
+use peace::Converged;
 
 /// Nodes that form the cluster.
 const FOUNDERS: usize = 6;
@@ -52,8 +53,6 @@ pub struct Outcome {
     pub lost: usize,
     /// Layouts that came into force.
     pub layouts: u32,
-    /// How long it took, once everything worked again, until everybody served and replicas were equal.
-    pub converged_ms: u64,
 }
 
 #[derive(Default)]
@@ -98,15 +97,27 @@ struct Run {
     risky: BTreeSet<usize>,
 }
 
-/// Runs one seed. The error says what was violated.
+/// The run for liveness: faults, then how long it took until all was well again. Nothing else is judged.
+pub fn converge(seed: u64) -> Result<Converged, String> {
+    // Faults matter here, not long histories.
+    let load = Load { operations: 150, ..Load::usual(&Faults::of(seed)) };
+    lead(seed, load, None).map(|(_, converged)| converged)
+}
+
+/// Runs one seed for safety. The error says what was violated.
 pub fn run(seed: u64, mutant: Option<Mutant>) -> Result<Outcome, String> {
     run_with(seed, None, mutant)
 }
 
 /// The same with another load than the usual.
 pub fn run_with(seed: u64, load: Option<Load>, mutant: Option<Mutant>) -> Result<Outcome, String> {
+    let load = load.unwrap_or_else(|| Load::usual(&Faults::of(seed)));
+    lead(seed, load, mutant)?.0.verdict()
+}
+
+/// The life of a cluster up to the end of all faults, and until all is well.
+fn lead(seed: u64, load: Load, mutant: Option<Mutant>) -> Result<(Run, Converged), String> {
     let faults = Faults::of(seed);
-    let load = load.unwrap_or_else(|| Load::usual(&faults));
     let log_weight_max = if faults.small_log { 2_000 } else { 1 << 20 };
     let mut world = World::new(seed, FOUNDERS, 2, log_weight_max, mutant);
     for node in 0..FOUNDERS {
@@ -141,7 +152,7 @@ pub fn run_with(seed: u64, load: Option<Load>, mutant: Option<Mutant>) -> Result
     if std::env::var_os("KV_SEED").is_some() {
         run.world.said.iter().for_each(|said| println!("{said}"));
     }
-    run.verdict(healed?)
+    Ok((run, healed?))
 }
 
 impl Run {

@@ -12,14 +12,22 @@ use crate::world::World;
 
 /// Histories up to this length are also judged by the naive form of the rules.
 const NAIVE_MAX: usize = 5_000;
-/// The longest a healed cluster may take to serve and to be equal again: two seconds, and what a fill and a beat take.
-const CONVERGENCE_MS: u64 = 6_000;
-/// The same where a change of the topology has to be finished, a leader to be elected first, and a node to be given up.
-const CHANGED_CONVERGENCE_MS: u64 = 15_000;
+/// The longest until no change of the topology is under way and every operator has an answer: a leader has to be elected first,
+/// a node to be given up, and an operator's request to a node that was removed runs into its limit.
+const SETTLED_MS: u64 = 15_000;
+
+/// How long it took once everything worked again, in virtual time.
+#[derive(Clone, Copy, Debug)]
+pub struct Converged {
+    /// Until all members served, and the replicas of every shard had the same values.
+    pub equal_ms: u64,
+    /// Until, besides, they remembered the same deletions, no change was under way and no operator waited.
+    pub settled_ms: u64,
+}
 
 impl Run {
     /// Everything works again: everybody must serve, and replicas must become equal.
-    pub(super) fn heal(&mut self) -> Result<u64, String> {
+    pub(super) fn heal(&mut self) -> Result<Converged, String> {
         self.world.weather.clear();
         (0..NODES).for_each(|node| self.world.set_room(node, Room::Enough));
         for node in 0..NODES {
@@ -28,14 +36,18 @@ impl Run {
             }
         }
         let healed_ms = self.world.now_ms;
-        let limit = if self.faults.changes { CHANGED_CONVERGENCE_MS } else { CONVERGENCE_MS };
-        let quiet = |world: &World| world.all_ready() && !world.decisions_are_due() && unequal(world).is_none();
-        let converged = self.world.run_until(limit, quiet);
+        let served = |world: &World| world.members().iter().all(|&node| world.is_ready(node));
+        let equal = |world: &World| served(world) && unequal(world, Compared::Values).is_none();
+        let settled =
+            |world: &World| world.all_ready() && !world.decisions_are_due() && unequal(world, Compared::All).is_none();
+        self.world.run_until(SETTLED_MS, equal);
+        let equal_ms = self.world.now_ms - healed_ms;
+        let is_settled = self.world.run_until(SETTLED_MS - equal_ms, settled);
         for node in std::mem::take(&mut self.risky) {
             self.world.given_up(node);
         }
-        if converged {
-            return Ok(self.world.now_ms - healed_ms);
+        if is_settled {
+            return Ok(Converged { equal_ms, settled_ms: self.world.now_ms - healed_ms });
         }
         let waits: Vec<String> = (0..NODES)
             .filter_map(|node| self.world.core(node)?.ready().err().map(|why| format!("{node}: {why}")))
@@ -44,12 +56,12 @@ impl Run {
         let waits_for: Vec<_> =
             (0..NODES).filter_map(|node| self.world.core(node)?.change().ok()).map(|c| c.waiting_for).collect();
         Err(format!(
-            "not converged {limit} ms after all faults ended: {waits:?} {:?} {change:?} {waits_for:?}",
-            unequal(&self.world)
+            "not settled {SETTLED_MS} ms after all faults ended: {waits:?} {:?} {change:?} {waits_for:?}",
+            unequal(&self.world, Compared::All)
         ))
     }
 
-    pub(super) fn verdict(mut self, converged_ms: u64) -> Result<Outcome, String> {
+    pub(super) fn verdict(mut self) -> Result<Outcome, String> {
         let last = self.final_state()?;
         let verdict = judge(&self.history, &self.world.lost, &last);
         if self.history.len() <= NAIVE_MAX {
@@ -64,7 +76,6 @@ impl Run {
             refused: self.refused,
             lost: self.world.lost.len(),
             layouts: self.world.topology().map_or(0, |topology| topology.layout.epoch.0),
-            converged_ms,
         })
     }
 
@@ -113,11 +124,23 @@ impl Run {
     }
 }
 
+/// What of the replicas of a shard must be the same.
+#[derive(Clone, Copy, PartialEq)]
+enum Compared {
+    /// Keys that have a value, and their versions. One replica may have forgotten an old deletion before the others do.
+    Values,
+    All,
+}
+
 /// The first two replicas of one shard that differ.
-fn unequal(world: &World) -> Option<String> {
+fn unequal(world: &World, what: Compared) -> Option<String> {
     for shard in world.shards() {
-        let contents: Vec<_> =
-            shard.iter().map(|&node| world.core(node).and_then(|core| core.contents().ok())).collect();
+        let contents = |&node: &usize| {
+            let mut all = world.core(node).and_then(|core| core.contents().ok())?;
+            all.retain(|(_, version)| what == Compared::All || version.value.is_some());
+            Some(all)
+        };
+        let contents: Vec<_> = shard.iter().map(contents).collect();
         for pair in contents.windows(2) {
             if pair[0] != pair[1] {
                 return Some(format!("{:?} differs from {:?}", pair[0], pair[1]));
