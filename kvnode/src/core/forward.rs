@@ -177,10 +177,9 @@ impl Core {
         context: Context,
         until_ms: u64,
     ) -> Result<()> {
-        if !self.peers.get_mut(from).is_some_and(|peer| peer.first_time(id)) {
-            return Ok(());
-        }
-        let requester = Requester::Peer(from.clone(), id);
+        let Some(peer) = self.peers.get_mut(from) else { return Ok(()) };
+        let Some(life) = peer.life.filter(|_| peer.first_time(id)) else { return Ok(()) };
+        let requester = Requester::Peer(from.clone(), life, id);
         // The sender may go by another layout than this node.
         let ours = self.topology.is_some() && self.shard_for(&op, Some(shard)) == Some(shard);
         let here = self.replica.as_ref().is_some_and(|replica| replica.shard == Some(shard));

@@ -14,7 +14,7 @@ use super::settings::Mutant;
 use super::topology::slots_in;
 use super::{Core, Effect};
 use crate::storage::{Result, Version};
-use crate::wire::ident::{Addr, Dot, Key, NodeId, ShardId, Slot};
+use crate::wire::ident::{Addr, Dot, Incarnation, Key, NodeId, ShardId, Slot};
 use crate::wire::peer::{Message, Stage, Write};
 
 /// Versions read for one page of a listing, at most: a page may be shorter than asked for.
@@ -27,8 +27,9 @@ const LIST_WEIGHT_MAX: usize = 512 << 10;
 pub(super) enum Requester {
     /// A client of this node.
     Client(u64),
-    /// Another node, on behalf of a client.
-    Peer(Addr, u64),
+    /// Another node, on behalf of a client: in which life it asked, and its number for the request. A later life counts anew, so
+    /// what is answered to an earlier one must never reach it.
+    Peer(Addr, Incarnation, u64),
     /// A listing of this node that asks every shard.
     Gather(u64, ShardId),
 }
@@ -491,7 +492,12 @@ impl Core {
                 let answer = self.with_token(answer);
                 self.effects.push(Effect::Reply { id, answer });
             }
-            Requester::Peer(addr, id) => self.send(&addr, Message::Answered { id, answer }),
+            Requester::Peer(addr, life, id) => {
+                let lives = self.peers.get(&addr).is_some_and(|peer| peer.life == Some(life));
+                if lives || self.settings.broken(Mutant::AnswersTheDead) {
+                    self.send(&addr, Message::Answered { id, answer });
+                }
+            }
             Requester::Gather(id, shard) => self.gathered(id, shard, answer),
         }
     }

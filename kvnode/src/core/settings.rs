@@ -95,4 +95,6 @@ pub enum Mutant {
     FullAcknowledges,
     /// Tombstones are dropped while the old members still hand over.
     TombstoneDroppedWhileSettling,
+    /// What an earlier life of a node had asked is answered to its present one.
+    AnswersTheDead,
 }

@@ -178,6 +178,7 @@ const MUTANTS: [Mutant; 18] = [
 
 #[test]
 fn every_mutant_is_caught() {
+    let load = number("KV_OPERATIONS").map(Load::dense);
     let left_out = |mutant: Mutant| std::env::var("KV_MUTANT").is_ok_and(|name| name != format!("{mutant:?}"));
     let next = AtomicUsize::new(0);
     let survivors = Mutex::new(Vec::new());
@@ -186,7 +187,7 @@ fn every_mutant_is_caught() {
             if left_out(mutant) {
                 continue;
             }
-            match (0..MUTANT_SEEDS).find_map(|seed| Some((seed, schedule::run(seed, Some(mutant)).err()?))) {
+            match (0..MUTANT_SEEDS).find_map(|seed| Some((seed, schedule::run_with(seed, load, Some(mutant)).err()?))) {
                 Some((seed, offence)) => {
                     println!("{mutant:?}: seed {seed}: {}", offence.chars().take(160).collect::<String>());
                 }
