@@ -155,6 +155,15 @@ fn the_same_seed_gives_the_same_run() {
 /// Mechanisms broken on purpose that must turn the judge red within so many seeds.
 const MUTANT_SEEDS: u64 = 2_000;
 
+/// Where the search begins for those that few seeds find; it goes on with all others.
+fn first_seed(mutant: Mutant) -> u64 {
+    match mutant {
+        Mutant::ServeUnfilled => 1_384,
+        Mutant::LifeReused => 412,
+        _ => 0,
+    }
+}
+
 const MUTANTS: [Mutant; 18] = [
     Mutant::ReadUnchecked,
     Mutant::WriteUnchecked,
@@ -187,7 +196,9 @@ fn every_mutant_is_caught() {
             if left_out(mutant) {
                 continue;
             }
-            match (0..MUTANT_SEEDS).find_map(|seed| Some((seed, schedule::run_with(seed, load, Some(mutant)).err()?))) {
+            let first = first_seed(mutant);
+            let mut seeds = (first..MUTANT_SEEDS).chain(0..first);
+            match seeds.find_map(|seed| Some((seed, schedule::run_with(seed, load, Some(mutant)).err()?))) {
                 Some((seed, offence)) => {
                     println!("{mutant:?}: seed {seed}: {}", offence.chars().take(160).collect::<String>());
                 }
