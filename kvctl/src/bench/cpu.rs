@@ -3,31 +3,48 @@
 use std::fs;
 use std::time::Duration;
 
-/// A process of a node: its number, as long as it is that process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Process(pub u32);
+/// A process of a server: its number, as long as it is that process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    pid: u32,
+    name: String,
+}
 
-/// The user and system time that a process has had; `None` if there is none here, or it is none of kvnode's: an engine in a
-/// virtual machine has other numbers.
-pub fn used(process: Process) -> Option<Duration> {
-    let Process(pid) = process;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    time_of(&stat, "kvnode")
+impl Process {
+    /// A node's process. (An engine in a virtual machine has other numbers: then this is none, or another program's.)
+    pub fn of_node(pid: u32) -> Self {
+        Self { pid, name: "kvnode".into() }
+    }
+
+    /// Whatever process of this host has that number now.
+    pub fn present(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        Some(Self { pid, name: name_of(&stat)?.into() })
+    }
+}
+
+/// The user and system time that a process has had; `None` if it is not there.
+pub fn used(process: &Process) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid)).ok()?;
+    time_of(&stat, &process.name)
 }
 
 /// What this program has had.
 pub fn own() -> Option<Duration> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    let name = stat.split_once('(')?.1.rsplit_once(") ")?.0;
-    time_of(&stat, name)
+    time_of(&stat, name_of(&stat)?)
+}
+
+/// The name in parentheses may hold anything; the fields after it don't.
+fn name_of(stat: &str) -> Option<&str> {
+    Some(stat.split_once('(')?.1.rsplit_once(") ")?.0)
 }
 
 fn time_of(stat: &str, name: &str) -> Option<Duration> {
-    // The name in parentheses may hold anything; the fields after it don't.
-    let (head, fields) = stat.rsplit_once(") ")?;
-    if head.split_once('(')?.1 != name {
+    if name_of(stat)? != name {
         return None;
     }
+    let fields = stat.rsplit_once(") ")?.1;
     let fields: Vec<&str> = fields.split(' ').collect();
     let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
     Some(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
@@ -45,7 +62,7 @@ mod tests {
         assert_eq!(time_of(&stat.replace("kvnode", "a) (b"), "a) (b"), time_of(stat, "kvnode"));
         assert_eq!(time_of(stat, "kvctl"), None, "the number is another program's");
         assert_eq!(time_of("7 (kvnode) S 1", "kvnode"), None);
-        assert_eq!(used(Process(u32::MAX)), None);
+        assert_eq!(used(&Process::of_node(u32::MAX)), None);
         assert!(own().is_some());
     }
 }

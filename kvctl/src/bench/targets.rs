@@ -72,6 +72,8 @@ impl Routing {
                     let layout = serde_json::from_slice(&answer.body).unwrap_or_default();
                     layouts.push((target.clone(), layout));
                 }
+                // Another server of the same contract: it has one shard as far as anybody knows.
+                Ok(answer) if matches!(answer.status, 404 | 405) => layouts.push((target.clone(), Layout::default())),
                 Ok(answer) => silent.push(format!("{}: {}", target.name, answer.error())),
                 Err(error) => silent.push(format!("{}: {error}", target.name)),
             }

@@ -33,7 +33,7 @@ type Processes = BTreeMap<String, Option<Process>>;
 
 impl Meter {
     fn read(processes: &Processes) -> Self {
-        let used = |(name, process): (&String, &Option<Process>)| Some((name.clone(), cpu::used((*process)?)?));
+        let used = |(name, process): (&String, &Option<Process>)| Some((name.clone(), cpu::used(process.as_ref()?)?));
         Self { servers: processes.iter().filter_map(used).collect(), client: cpu::own() }
     }
 
@@ -79,7 +79,7 @@ async fn targets(context: &Context, args: &BenchArgs) -> Result<(Vec<Target>, Pr
         let targets: Vec<Target> = args.url.iter().map(target).collect::<Result<_>>()?;
         let process = |target: &Target| {
             let address = target.endpoint.parse().ok()?;
-            ports::listener(address).map(Process)
+            ports::listener(address).and_then(Process::present)
         };
         let processes = targets.iter().map(|target| (target.name.clone(), process(target))).collect();
         return Ok((targets, processes));
@@ -93,7 +93,7 @@ async fn targets(context: &Context, args: &BenchArgs) -> Result<(Vec<Target>, Pr
     let (mut targets, mut processes) = (Vec::new(), Processes::new());
     for node in record.spec.members() {
         if runtime.state(&node).await? == NodeState::Running {
-            processes.insert(node.name.clone(), runtime.process(&node).await?.map(Process));
+            processes.insert(node.name.clone(), runtime.process(&node).await?.map(Process::of_node));
             targets.push(Target { name: node.name.clone(), endpoint: runtime.endpoint(&node) });
         }
     }
