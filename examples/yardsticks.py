@@ -5,65 +5,40 @@ Needs a release build: cargo build --release && cargo build --release -p kvnode 
 Usage: examples/yardsticks.py TARGET_FOLDER [mem|interval|always] [ROUNDS]
 """
 
-import json
-import os
 import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
+
+import cluster
 
 TARGET, MODE, ROUNDS = pathlib.Path(sys.argv[1]), (sys.argv[2:] or ["mem"])[0], int((sys.argv[3:] or ["7"])[0])
-NODES = [f"127.11.0.{i}:8090" for i in range(2, 8)]
-YARDSTICK = "127.11.1.1:8090"
-QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-
-
-def start_node(folder, index, address):
-    env = {"SOCKET_ADDRESS": address, "LISTEN_ADDRESS": address, "VIEW": ",".join(NODES), "SHARD_COUNT": "2"}
-    if MODE != "mem":
-        env.update(DATA_DIR=f"{folder}/{index}", FSYNC=MODE)
-    return subprocess.Popen([TARGET / "kvnode"], env=env, **QUIET)
-
-
-def wait(url):
-    for _ in range(500):
-        try:
-            urllib.request.urlopen(url).close()
-            return
-        except OSError:
-            pass
-        time.sleep(0.02)
-    sys.exit(f"{url} does not answer")
+YARDSTICK, ONE_THREAD = "127.11.1.1:8090", "127.11.1.2:8090"
+SIX = [f"127.11.2.{i}:8090" for i in range(2, 8)]
 
 
 def bench(urls, mix, route, connections, *more):
-    command = [TARGET / "kvctl", "--output", "json", "bench", "--url", ",".join(urls), "--mix", mix, "--route", route]
-    command += ["--connections", str(connections), "--keys", "5000", "--duration", "1500ms", "--warmup", "300ms", *more]
-    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    if report["errors"]:
-        sys.exit(f"errors: {report['errors']}")
-    return {
-        "cpu": report["cpu"]["servers-us"],
-        "rate": report["per-second"],
-        "p99": report["latency-us"]["all"]["p99"],
-    }
+    fixed = ["--keys", 5000, "--duration", "1500ms", "--warmup", "300ms"]
+    return cluster.bench(TARGET, urls, "--mix", mix, "--route", route, "--connections", connections, *fixed, *more)
 
 
 def median(runs, what):
     return statistics.median(run[what] for run in runs)
 
 
-def measure(connections):
+def measure(nodes, connections):
     kinds = {
         "warp GET": ([YARDSTICK], "1/0", "spread"),
-        "GET at a replica": (NODES, "1/0", "owner"),
-        "GET at one node": (NODES, "1/0", f"one:{NODES[0]}"),
+        "warp GET, one thread": ([ONE_THREAD], "1/0", "spread"),
+        "warp GET, six processes": (SIX, "1/0", "spread"),
+        "GET at a replica": (nodes, "1/0", "owner"),
+        "GET at one node": (nodes, "1/0", f"one:{nodes[0]}"),
         "warp PUT": ([YARDSTICK], "0/1", "spread"),
-        "PUT at a replica": (NODES, "0/1", "owner"),
-        "PUT at one node": (NODES, "0/1", f"one:{NODES[0]}"),
+        "warp PUT, one thread": ([ONE_THREAD], "0/1", "spread"),
+        "warp PUT, six processes": (SIX, "0/1", "spread"),
+        "PUT at a replica": (nodes, "0/1", "owner"),
+        "PUT at one node": (nodes, "0/1", f"one:{nodes[0]}"),
     }
     runs = {kind: [] for kind in kinds}
     for _ in range(ROUNDS):
@@ -82,35 +57,34 @@ def measure(connections):
             print(
                 f"{connections:3} connections  {kind:32} {median(runs[kind], 'cpu'):6.1f} us CPU"
                 f"  x{statistics.median(ratios):4.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-                f"  {median(runs[kind], 'rate'):8.0f}/s  p99 {median(runs[kind], 'p99') / 1000:.2f} ms"
+                f"  {median(runs[kind], 'rate'):8.0f}/s  p99 {median(runs[kind], 'p99'):.2f} ms"
             )
 
 
-def contexts(connections):
+def contexts(nodes, connections):
     """The same store with contexts and without: what causality costs in throughput."""
     for mix in ("95/5", "50/50"):
         pairs = []
         for _ in range(ROUNDS):
-            on, off = (bench(NODES, mix, "spread", connections, "--causal", state) for state in ("on", "off"))
+            on, off = (bench(nodes, mix, "spread", connections, "--causal", state) for state in ("on", "off"))
             pairs.append((on["rate"] / off["rate"], on["cpu"] / off["cpu"]))
         rate, cpu = (statistics.median(pair[at] for pair in pairs) for at in (0, 1))
         print(f"{connections:3} connections  {mix}: with contexts {rate:.3f} of the throughput, {cpu:.3f} of the CPU without")
 
 
-with tempfile.TemporaryDirectory() as folder:
-    processes = [start_node(folder, index, address) for index, address in enumerate(NODES)]
-    processes.append(subprocess.Popen([TARGET / "examples/yardstick", YARDSTICK], **QUIET))
-    os.environ.pop("KVCTL_NAME", None)
+with tempfile.TemporaryDirectory() as folder, cluster.Cluster(TARGET, folder, MODE) as six:
+    warp = TARGET / "examples/yardstick"
+    yardsticks = [subprocess.Popen([warp, YARDSTICK], **cluster.QUIET)]
+    yardsticks += [subprocess.Popen([warp, address, "one-thread"], **cluster.QUIET) for address in [ONE_THREAD, *SIX]]
     try:
-        for address in [*NODES, YARDSTICK]:
-            wait(f"http://{address}/ready")
-        for urls in (NODES, [YARDSTICK]):
+        for address in [YARDSTICK, ONE_THREAD, *SIX]:
+            cluster.wait_ready(address)
+        for urls in (six.nodes, [YARDSTICK], [ONE_THREAD], SIX):
             bench(urls, "1/1", "spread", 16, "--prepare")
         for connections in (16, 64):
-            measure(connections)
-            contexts(connections)
+            measure(six.nodes, connections)
+            contexts(six.nodes, connections)
     finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
+        for process in yardsticks:
+            process.kill()
             process.wait()

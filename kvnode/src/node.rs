@@ -5,9 +5,10 @@
 //! While a turn waits for the disk, the next one gathers: that is the group commit.
 //!
 //! Invariant: the core is changed, and its effects and batches are taken, by the loop alone. Everybody else puts events in
-//! the inbox or looks.
+//! the inbox or looks. A read that has to wait for nothing is such a look, unless a turn waits for the disk just then.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -23,7 +24,7 @@ use crate::core::request::{Answer, Op};
 use crate::core::settings::Settings;
 use crate::core::{Committed, Core, Effect, Event, Now, Severity};
 use crate::drill::{Drill, Injected, Lost, Way};
-use crate::peer::{self, Link, LinkDone, auth};
+use crate::peer::{Link, LinkDone, auth};
 use crate::room::{self, RoomGauge};
 use crate::storage::dir::DataDir;
 use crate::storage::{Result, Store, StoreError, Syncer};
@@ -60,6 +61,8 @@ pub struct NodeHandle {
 struct Shared {
     core: Mutex<Core>,
     inbox: Mutex<Inbox>,
+    /// A turn waits for the disk, or has failed: nothing may be told of what the core holds. Changed under the core's lock.
+    held: AtomicBool,
     /// Something is in the inbox.
     arrived: Notify,
     /// Counts turns, for those who wait for a state to come about.
@@ -104,6 +107,7 @@ impl NodeHandle {
         let shared = Arc::new(Shared {
             core: Mutex::new(core),
             inbox: Mutex::new(Inbox::default()),
+            held: AtomicBool::new(false),
             arrived: Notify::new(),
             turns: watch::Sender::new(0),
             failure: watch::Sender::new(None),
@@ -122,6 +126,9 @@ impl NodeHandle {
 
     /// Asks the store. `tokens`: the client's `causal-metadata`, 0 to 2 of them.
     pub async fn request(&self, op: Op, tokens: Vec<String>) -> Answer<String> {
+        if let Some(answer) = self.read(&op, &tokens) {
+            return answer;
+        }
         let (sender, answer) = oneshot::channel();
         {
             let mut inbox = lock(&self.shared.inbox);
@@ -132,6 +139,13 @@ impl NodeHandle {
         }
         self.shared.arrived.notify_one();
         answer.await.unwrap_or_else(|_| Answer::NotReady { reason: "the node is failing".into() })
+    }
+
+    /// The answer to a read that has to wait for nothing.
+    fn read(&self, op: &Op, tokens: &[String]) -> Option<Answer<String>> {
+        let at = now(self.shared.began, &self.shared.drill);
+        let mut core = lock(&self.shared.core);
+        if self.shared.held.load(Ordering::Relaxed) { None } else { core.read(at, op, tokens) }
     }
 
     /// Asks for a change of the topology, and waits for the decision (not for what follows from it).
@@ -340,7 +354,6 @@ struct Loop {
     /// `--fsync always`
     always: bool,
     gauge: RoomGauge,
-    client: reqwest::Client,
     links: BTreeMap<Addr, Link>,
     /// Links with a batch on its way.
     busy: BTreeSet<Addr>,
@@ -351,7 +364,7 @@ struct Loop {
 impl Loop {
     fn new(shared: Arc<Shared>, syncer: Option<Arc<dyn Syncer>>, gauge: RoomGauge, always: bool) -> Self {
         let (links, busy, awake) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        Self { shared, syncer, always, gauge, client: peer::client(), links, busy, awake }
+        Self { shared, syncer, always, gauge, links, busy, awake }
     }
 
     async fn run(mut self) {
@@ -392,9 +405,8 @@ impl Loop {
             }
             (std::mem::take(&mut inbox.events), std::mem::take(&mut inbox.batches))
         };
-        let (senders, committed) = self.handle(events, batches, tick)?;
-        let due = committed.urgent || (committed.changed && self.always);
-        if let Some(syncer) = self.syncer.clone().filter(|_| due) {
+        let (senders, syncer) = self.handle(events, batches, tick)?;
+        if let Some(syncer) = syncer {
             self.sync(syncer).await?;
         }
         self.act(senders);
@@ -408,9 +420,24 @@ impl Loop {
         events: Vec<Event>,
         batches: Vec<(Batch, oneshot::Sender<Batch>)>,
         tick: bool,
+    ) -> Result<(PeersWaiting, Option<Arc<dyn Syncer>>)> {
+        let shared = self.shared.clone();
+        let mut core = lock(&shared.core);
+        let done = self.handle_all(&mut core, events, batches, tick);
+        let due = |committed: &Committed| committed.urgent || (committed.changed && self.always);
+        let syncer = done.as_ref().ok().and_then(|(_, committed)| self.syncer.clone().filter(|_| due(committed)));
+        shared.held.store(syncer.is_some() || done.is_err(), Ordering::Relaxed);
+        done.map(|(senders, _)| (senders, syncer))
+    }
+
+    fn handle_all(
+        &mut self,
+        core: &mut Core,
+        events: Vec<Event>,
+        batches: Vec<(Batch, oneshot::Sender<Batch>)>,
+        tick: bool,
     ) -> Result<(PeersWaiting, Committed)> {
         let at = now(self.shared.began, &self.shared.drill);
-        let mut core = lock(&self.shared.core);
         let limit = self.shared.drill.store_bytes_max().unwrap_or(self.shared.bytes_max);
         let mut handle = |event: Event| {
             if let Some(room) = self.gauge.before(room::weight(&event), limit) {
@@ -444,7 +471,11 @@ impl Loop {
     /// Sends the answers and messages of the turn.
     fn act(&mut self, senders: PeersWaiting) {
         let at = now(self.shared.began, &self.shared.drill);
-        let effects = lock(&self.shared.core).take_effects();
+        let effects = {
+            let mut core = lock(&self.shared.core);
+            self.shared.held.store(false, Ordering::Relaxed);
+            core.take_effects()
+        };
         for effect in effects {
             match effect {
                 Effect::Reply { id, answer } => {
@@ -483,11 +514,11 @@ impl Loop {
     }
 
     fn link(&mut self, peer: &Addr) -> &Link {
-        let (client, shared) = (&self.client, &self.shared);
+        let shared = &self.shared;
         self.links.entry(peer.clone()).or_insert_with(|| {
-            let (client, shared, drill) = (client.clone(), shared.clone(), shared.drill.clone());
+            let (shared, drill) = (shared.clone(), shared.drill.clone());
             let done = move |peer: &Addr, fate: LinkDone| link_done(&shared, peer, fate);
-            Link::start(client, self.shared.secret.clone(), drill, peer.clone(), done)
+            Link::start(self.shared.secret.clone(), drill, peer.clone(), done)
         })
     }
 }

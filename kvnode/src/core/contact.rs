@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::formation::Seeks;
 use super::repair::Began;
+use super::replicate::Push;
 use super::settings::Mutant;
 use super::topology::TopologyVersion;
 use super::{Core, Now, Severity};
@@ -58,9 +59,12 @@ pub(super) struct Peer {
     /// Our writes: handed to the link up to, acknowledged up to, and when that last moved.
     pub sent: u64,
     pub held: u64,
-    /// The same of our origin under the layout before.
-    pub held_before: u64,
     pub moved_ms: u64,
+    /// Whether those that it lacks wait for other writes to go with them, and whether clients wait for it to have them.
+    pub push: Push,
+    pub is_eager: bool,
+    /// Acknowledged up to, of our origin under the layout before.
+    pub held_before: u64,
     /// When we last asked it for what we lack.
     pub pulled_ms: Option<u64>,
     /// Whether a repair from this life of it has filled us.
@@ -282,7 +286,7 @@ impl Core {
             replica.origin.incarnation = self.life;
         }
         for peer in self.peers.values_mut() {
-            (peer.sent, peer.held) = (0, 0);
+            (peer.sent, peer.held, peer.push) = (0, 0, Push::Now);
         }
         self.say(Severity::Info, format!("a later life of this address was known; going on as {}", self.life.0));
     }

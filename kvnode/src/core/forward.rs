@@ -148,7 +148,8 @@ impl Core {
         self.send(&target, message);
     }
 
-    /// A replica that serves the shard, can be reached, and was not tried: spread by the request's number.
+    /// A replica that serves the shard, can be reached, and was not tried. Always the same as long as nothing changes, so that
+    /// it has what this node's clients wrote before, and requests go together; another for every node that asks.
     fn choose(&self, open: &Open) -> Option<Addr> {
         let topology = self.topology.as_ref()?;
         let members = topology.members(open.shard);
@@ -158,7 +159,7 @@ impl Core {
         };
         let candidates: Vec<&Addr> =
             members.iter().filter_map(|node| topology.nodes.get(node)).filter(usable).collect();
-        let at = self.forwards.last_id as usize % candidates.len().max(1);
+        let at = self.me.map_or(0, |me| me.0 as usize) % candidates.len().max(1);
         candidates.get(at).map(|addr| (*addr).clone())
     }
 

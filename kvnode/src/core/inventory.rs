@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::clock::Clock;
-use crate::storage::{Result, Store, Version};
+use crate::storage::{Head, Result, Store, Version};
 use crate::wire::ident::{Dot, Key, Origin, SLOT_COUNT, Slot};
 
 #[derive(Debug)]
@@ -63,10 +63,10 @@ impl Inventory {
         }
     }
 
-    fn count_out(&mut self, slot: Slot, key: &Key, version: &Version) {
+    fn count_out(&mut self, slot: Slot, key: &Key, version: Head) {
         let tally = &mut self.slots[usize::from(slot.0)];
         tally.digest = tally.digest.wrapping_sub(hash(key, version.dot));
-        tally.live -= u32::from(version.value.is_some());
+        tally.live -= u32::from(version.has_value);
         tally.versions -= 1;
     }
 
@@ -94,18 +94,18 @@ impl Inventory {
     ///
     /// # Errors
     /// If the store can't be read.
-    pub fn install(&mut self, store: &mut dyn Store, key: &Key, version: Version) -> Result<()> {
+    pub fn install(&mut self, store: &mut dyn Store, key: &Key, version: &Version) -> Result<()> {
         self.clock.observe(version.stamp);
         let slot = Slot::of(key);
-        if let Some(present) = store.get(slot, key)? {
+        if let Some(present) = store.head(slot, key)? {
             if (version.stamp, version.dot.origin, version.dot.seq)
                 <= (present.stamp, present.dot.origin, present.dot.seq)
             {
                 return Ok(());
             }
-            self.count_out(slot, key, &present);
+            self.count_out(slot, key, present);
         }
-        self.count_in(slot, key, &version);
+        self.count_in(slot, key, version);
         store.put(slot, key, version);
         Ok(())
     }
@@ -113,7 +113,7 @@ impl Inventory {
     /// Removes a key's version without trace.
     pub fn discard(&mut self, store: &mut dyn Store, key: &Key, version: &Version) {
         let slot = Slot::of(key);
-        self.count_out(slot, key, version);
+        self.count_out(slot, key, version.head());
         store.remove(slot, key);
     }
 }

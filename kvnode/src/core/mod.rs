@@ -322,7 +322,12 @@ impl Core {
         Ok(())
     }
 
+    /// Wakes what has lingered; the rest is done in steps of [`TICK_MS`], or more slowly while quiet.
     fn tick(&mut self) -> Result<()> {
+        self.linger_step();
+        if !self.pace_tick() {
+            return Ok(());
+        }
         self.notice_lost_peers();
         self.formation_step()?;
         self.govern_step()?;

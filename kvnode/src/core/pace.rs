@@ -38,11 +38,13 @@ const TICK_QUIET_MS: u64 = 250;
 /// How long a node is at rest before it is quiet: long enough to tell everybody what has become of the last writes.
 const REST_MS: u64 = 2_000;
 
-/// When a node was last not at rest, and whether it is quiet.
+/// When a node was last not at rest, and whether it is quiet; when it last ticked, and when it last took its steps.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     restless_ms: u64,
     quiet: bool,
+    tick_ms: u64,
+    step_ms: u64,
 }
 
 impl Core {
@@ -90,7 +92,24 @@ impl Core {
 
     /// How long after the last tick the driver should tick again, in ms. It may grow less with every event.
     pub fn tick_interval_ms(&self) -> u64 {
+        let due_ms = self.pace.step_ms + self.step_interval_ms();
+        let next_ms = self.linger_until_ms().map_or(due_ms, |linger| linger.min(due_ms));
+        next_ms.saturating_sub(self.pace.tick_ms)
+    }
+
+    fn step_interval_ms(&self) -> u64 {
         if self.pace.quiet && self.nobody_waits() { TICK_QUIET_MS } else { TICK_MS }
+    }
+
+    /// Notes a tick. Whether the steps are due.
+    pub(super) fn pace_tick(&mut self) -> bool {
+        let now = self.now.mono_ms;
+        self.pace.tick_ms = now;
+        let due = now >= self.pace.step_ms + self.step_interval_ms();
+        if due {
+            self.pace.step_ms = now;
+        }
+        due
     }
 
     /// The same for the log of topologies. A voter ticks slowly as long as it hears from a leader that leads in its present life.

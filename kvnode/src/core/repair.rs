@@ -346,7 +346,7 @@ impl Core {
             self.count_transfer(scope, entries.len() as u64, None, entries.iter().map(size).sum::<usize>() as u64);
         }
         for (key, version) in entries {
-            self.inventory.install(&mut *self.store, &key, version)?;
+            self.inventory.install(&mut *self.store, &key, &version)?;
         }
         for (key, dot) in dropped {
             let present = self.store.get(Slot::of(&key), &key)?;

@@ -126,7 +126,7 @@ impl Replica {
     /// Applies a write whose turn it is: installs it, covers it, and logs it.
     pub fn apply(&mut self, inventory: &mut Inventory, store: &mut dyn Store, write: Write) -> Result<()> {
         let dot = write.version.dot;
-        inventory.install(store, &write.key, write.version.clone())?;
+        inventory.install(store, &write.key, &write.version)?;
         self.applied.raise(dot.origin, dot.seq);
         if let Some(handed) = self.handed.as_mut()
             && handed.epoch == dot.origin.epoch

@@ -1,6 +1,9 @@
 //! How writes reach the other replicas of the shard.
 //!
 //! A replica *pushes* its own writes: each peer has a cursor into the log, and every batch to the peer takes what follows.
+//! A client waits for a majority only, so only as many others as that takes are sent a write at once, the next ones in a ring; for the
+//! rest writes are gathered for [`LINGER_MS`], unless a batch goes there anyway. With three replicas that halves the
+//! batches. If the next in the ring is slow, the others have the write a moment later, and acknowledge it in its place.
 //! The peer acknowledges by number. What is not acknowledged for a while is sent again. A replica *pulls* what it is seen to
 //! lack otherwise: writes of a node that is gone or cut off, or dependencies of writes that came first. Whoever is asked
 //! for more than its log holds says so, and the asker repairs from its store.
@@ -17,6 +20,9 @@ use crate::wire::peer::{Floors, Message, Stage, Write};
 
 use super::contact::Peer;
 
+/// Writes that no client waits for are gathered for so long before they go. Short against what a person notices, long against
+/// what a batch takes.
+const LINGER_MS: u64 = 3;
 /// What was sent and not acknowledged for so long is sent again.
 const RESEND_MS: u64 = 300;
 /// A pull that was not answered for so long is made again.
@@ -25,6 +31,18 @@ const PULL_MS: u64 = 300;
 const LAG_MS: u64 = 250;
 /// Bytes of writes that answer one pull.
 const PULL_WEIGHT_MAX: usize = 1 << 20;
+
+/// Whether our writes that a peer lacks go to it now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Push {
+    /// With the next batch, and a batch is made for them.
+    #[default]
+    Now,
+    /// All has been handed to the link.
+    Done,
+    /// With the next batch; one is made for them when the first of them, written then, has waited long enough.
+    Lingering { since_ms: u64 },
+}
 
 enum Turn {
     /// Already applied, or of a retired origin.
@@ -35,17 +53,22 @@ enum Turn {
 
 impl Core {
     /// Whether this peer lacks writes of ours that were not handed to its link yet.
-    pub(super) fn has_writes_for(&self, addr: &Addr, peer: &Peer) -> bool {
+    fn lacks_writes(&self, addr: &Addr, peer: &Peer) -> bool {
         let Some(replica) = &self.replica else { return false };
         let has_room = peer.report.as_ref().is_some_and(|report| report.takes_writes);
         let takes = has_room && matches!(peer.stage, Some(Stage::Serving | Stage::Leaving));
         takes && peer.sent < replica.seq() && self.is_mate(addr)
     }
 
+    /// Whether a batch is to be made for writes of ours that this peer lacks.
+    pub(super) fn has_writes_for(&self, addr: &Addr, peer: &Peer) -> bool {
+        (peer.is_eager || peer.push == Push::Now) && self.lacks_writes(addr, peer)
+    }
+
     /// Writes for the next batch to a peer. Moves its cursor.
     pub(super) fn take_writes_for(&mut self, addr: &Addr, weight_max: usize) -> Option<Message> {
         let peer = self.peers.get(addr)?;
-        if !self.has_writes_for(addr, peer) {
+        if !self.lacks_writes(addr, peer) {
             return None;
         }
         let replica = self.replica.as_ref()?;
@@ -54,17 +77,56 @@ impl Core {
         let peer = self.peers.get_mut(addr)?;
         peer.moved_ms = now;
         let Some(writes) = writes else {
-            peer.sent = seq;
+            (peer.sent, peer.push) = (seq, Push::Done);
             return Some(Message::Behind);
         };
         peer.sent = writes.last()?.version.dot.seq;
+        peer.push = if peer.sent < seq { Push::Now } else { Push::Done };
         Some(Message::Writes { writes, pulled: false })
     }
 
     /// Something was written here: the other replicas are to have it.
     pub(super) fn wake_mates(&mut self) {
-        let mates = self.mates();
-        self.wakes.extend(mates);
+        let Some(replica) = &self.replica else { return };
+        let me = replica.origin.node;
+        let mut ring = replica.others.clone();
+        ring.sort_unstable_by_key(|&node| (node < me, node));
+        // With this one they make a majority.
+        let mut wanted = ring.len().div_ceil(2);
+        let now = self.now.mono_ms;
+        for node in ring {
+            let Some(addr) = self.addr_of(node).cloned() else { continue };
+            let Some(peer) = self.peers.get(&addr) else { continue };
+            let is_eager = wanted > 0 && self.lacks_writes(&addr, peer) && self.is_reachable(peer);
+            wanted -= usize::from(is_eager);
+            let Some(peer) = self.peers.get_mut(&addr) else { continue };
+            peer.is_eager = is_eager;
+            if peer.push == Push::Done {
+                peer.push = Push::Lingering { since_ms: now };
+            }
+            if is_eager || peer.push == Push::Now {
+                self.wakes.insert(addr);
+            }
+        }
+    }
+
+    /// When writes have lingered long enough, if any do.
+    pub(super) fn linger_until_ms(&self) -> Option<u64> {
+        let until = |peer: &Peer| match peer.push {
+            Push::Lingering { since_ms } => Some(since_ms + LINGER_MS),
+            Push::Now | Push::Done => None,
+        };
+        self.peers.values().filter_map(until).min()
+    }
+
+    pub(super) fn linger_step(&mut self) {
+        let now = self.now.mono_ms;
+        for (addr, peer) in &mut self.peers {
+            if matches!(peer.push, Push::Lingering { since_ms } if since_ms + LINGER_MS <= now) {
+                peer.push = Push::Now;
+                self.wakes.insert(addr.clone());
+            }
+        }
     }
 
     pub(super) fn writes(&mut self, from: &Addr, writes: Vec<Write>, pulled: bool) -> Result<()> {
@@ -244,7 +306,7 @@ impl Core {
         for addr in self.mates() {
             let Some(peer) = self.peers.get_mut(&addr) else { continue };
             if peer.sent > peer.held && now.saturating_sub(peer.moved_ms) >= RESEND_MS {
-                peer.sent = peer.held;
+                (peer.sent, peer.push) = (peer.held, Push::Now);
                 peer.moved_ms = now;
                 self.wakes.insert(addr.clone());
             }

@@ -12,7 +12,7 @@ use super::contact::Peer;
 use super::request::{Answer, Op};
 use super::settings::Mutant;
 use super::topology::slots_in;
-use super::{Core, Effect};
+use super::{Core, Effect, Now};
 use crate::storage::{Result, Version};
 use crate::wire::ident::{Addr, Dot, Incarnation, Key, NodeId, ShardId, Slot};
 use crate::wire::peer::{Message, Stage, Write};
@@ -121,6 +121,26 @@ impl Core {
             return Ok(());
         }
         self.route(requester, op, context)
+    }
+
+    /// A read that can be answered from what is here, at once, without effects: most can. `None`: an [`super::Event::Client`]
+    /// has to find out. To be called between turns, when everything that is here is committed.
+    pub fn read(&mut self, now: Now, op: &Op, tokens: &[String]) -> Option<Answer<String>> {
+        let Op::Get { key } = op else { return None };
+        if self.draining || !self.is_serving() || self.settings.broken(Mutant::ReadUnchecked) {
+            return None;
+        }
+        self.now = Now { mono_ms: self.now.mono_ms.max(now.mono_ms), wall_ms: now.wall_ms };
+        let seal = self.bearings.seal.as_ref()?;
+        let mut context = Context::nothing();
+        for text in tokens {
+            context.merge(&seal.decode(text)?);
+        }
+        let shard = self.shard_for(op, None);
+        let replica = self.replica.as_ref().filter(|replica| shard.is_some() && replica.shard == shard)?;
+        let Check::Satisfied { own, foreign, lost } = self.check(replica, &context) else { return None };
+        let answer = lost.is_empty().then(|| self.value_of(key, own, foreign))?.ok()?;
+        Some(self.with_token(answer))
     }
 
     /// Finds out who answers a request: this replica, another node, or several.
@@ -240,6 +260,13 @@ impl Core {
     }
 
     fn get(&mut self, requester: Requester, key: &Key, own: Vector, foreign: Vector) -> Result<()> {
+        let answer = self.value_of(key, own, foreign)?;
+        self.answer(requester, answer);
+        Ok(())
+    }
+
+    /// What a key has, with the reader's context and what the version depends on.
+    fn value_of(&self, key: &Key, own: Vector, foreign: Vector) -> Result<Answer> {
         let version = self.store.get(Slot::of(key), key)?;
         let mut seen = own;
         seen.merge(&foreign);
@@ -250,12 +277,10 @@ impl Core {
             }
         }
         let context = self.context(seen);
-        let answer = match version.and_then(|version| version.value) {
+        Ok(match version.and_then(|version| version.value) {
             Some(value) => Answer::Found { value, context },
             None => Answer::NotFound { context },
-        };
-        self.answer(requester, answer);
-        Ok(())
+        })
     }
 
     /// A context to hand out: what was seen, less what everybody has.
@@ -274,8 +299,7 @@ impl Core {
         own: Vector,
         foreign: Vector,
     ) -> Result<()> {
-        let present = self.store.get(Slot::of(&key), &key)?;
-        let exists = present.as_ref().is_some_and(|version| version.value.is_some());
+        let exists = self.store.head(Slot::of(&key), &key)?.is_some_and(|present| present.has_value);
         if value.is_none() && !exists {
             return self.get(requester, &key, own, foreign);
         }

@@ -288,7 +288,7 @@ impl Core {
             dirty |= version.value.is_none() || !deps.is_empty();
             if deps != version.deps {
                 version.deps = deps;
-                self.store.put(slot, &key, version);
+                self.store.put(slot, &key, &version);
             }
         }
         if !dirty {

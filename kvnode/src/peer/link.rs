@@ -1,10 +1,20 @@
 //! The sending side of a link.
+//!
+//! One connection per link, kept, straight on hyper's own: what a client for any URL does for each request (a pool, redirects, parsing
+//! the URL) costs as much as the rest of a small batch.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{HOST, HeaderValue};
+use hyper::{Method, Request, Response, Uri};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
 
 use super::{PATH, auth};
 use crate::drill::{Drill, Way};
@@ -15,6 +25,9 @@ use crate::wire::peer::{self, Batch};
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// A batch that was not answered for so long is lost. Longer than any pause that is not a failure.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection that was not used for so long is not used again: below the server's limit for idle connections, which
+/// could close it under a request.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// An answer is a batch; its size is bounded by what a sender puts in one.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -36,20 +49,20 @@ pub struct Link {
 impl Link {
     /// Starts a link; `done` is called with the fate of every batch, before the next is taken.
     pub fn start(
-        client: reqwest::Client,
         secret: auth::Secret,
         drill: Arc<Drill>,
         peer: Addr,
         done: impl Fn(&Addr, LinkDone) + Send + 'static,
     ) -> Self {
         let (outgoing, mut batches) = mpsc::channel(1);
-        let url = reqwest::Url::parse(&format!("http://{peer}{PATH}"));
+        let host = HeaderValue::from_str(peer.as_str()).ok();
+        let line = host.map(|host| Line { peer: peer.clone(), host, secret, open: None });
         tokio::spawn(async move {
+            let mut line = line;
             while let Some(batch) = batches.recv().await {
-                let fate = match &url {
-                    Ok(url) => along(&drill, &peer, post(&client, &secret, url, batch)).await,
-                    // Numbers that are no IP address, for one.
-                    Err(why) => LinkDone::Lost { why: why.to_string() },
+                let fate = match &mut line {
+                    Some(line) => along(&drill, &peer, line.post(batch)).await,
+                    None => LinkDone::Lost { why: "its address can't stand in a header".into() },
                 };
                 done(&peer, fate);
             }
@@ -62,22 +75,6 @@ impl Link {
         let sent = self.outgoing.try_send(batch);
         debug_assert!(sent.is_ok(), "one batch at a time");
     }
-}
-
-/// A client for all links of a node.
-///
-/// # Panics
-/// If the HTTP client can't be built, which nothing in its settings allows.
-pub fn client() -> reqwest::Client {
-    reqwest::Client::builder()
-        .no_proxy()
-        .tcp_nodelay(true)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(ANSWER_TIMEOUT)
-        // Below the server's limit for idle connections, so that a connection is not closed while it is taken up again.
-        .pool_idle_timeout(Duration::from_secs(5))
-        .build()
-        .expect("plain HTTP needs nothing that can be missing")
 }
 
 /// Sends along the link as a drill has made it.
@@ -94,35 +91,98 @@ async fn along(drill: &Drill, peer: &Addr, sent: impl Future<Output = LinkDone>)
     }
 }
 
-async fn post(client: &reqwest::Client, secret: &auth::Secret, url: &reqwest::Url, batch: Batch) -> LinkDone {
-    let body = peer::encode(&batch);
-    let proof = secret.prove(&body);
-    let request = client.post(url.clone()).header(auth::HEADER, proof).body(body);
-    match request.send().await {
-        Err(error) if error.is_connect() => LinkDone::Undelivered(batch),
-        Err(error) => LinkDone::Lost { why: error.without_url().to_string() },
-        Ok(response) => match read_answer(response, secret).await {
-            Ok(answer) => LinkDone::Answered(answer),
-            Err(why) => LinkDone::Lost { why },
-        },
+type Sender = SendRequest<Full<Bytes>>;
+
+/// Why there is no answer.
+enum Failed {
+    /// The request certainly was not seen.
+    Unseen,
+    Unknown(String),
+}
+
+/// A peer, and the connection to it.
+struct Line {
+    peer: Addr,
+    host: HeaderValue,
+    secret: auth::Secret,
+    /// Since when it has been idle.
+    open: Option<(Sender, Instant)>,
+}
+
+impl Line {
+    async fn post(&mut self, batch: Batch) -> LinkDone {
+        let body = Bytes::from(peer::encode(&batch));
+        let proof = self.secret.prove(&body);
+        match timeout(ANSWER_TIMEOUT, self.exchange(&body, &proof)).await {
+            Ok(Ok(answer)) => LinkDone::Answered(answer),
+            Ok(Err(Failed::Unseen)) => LinkDone::Undelivered(batch),
+            Ok(Err(Failed::Unknown(why))) => LinkDone::Lost { why },
+            Err(_) => LinkDone::Lost { why: format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()) },
+        }
+    }
+
+    /// One request and its answer. The connection is kept if all went well.
+    async fn exchange(&mut self, body: &Bytes, proof: &str) -> Result<Batch, Failed> {
+        if let Some((mut sender, since)) = self.open.take()
+            && since.elapsed() < IDLE_TIMEOUT
+            && sender.ready().await.is_ok()
+        {
+            match self.ask(&mut sender, body, proof).await {
+                // Closed by the peer in the meantime.
+                Err(Failed::Unseen) => {}
+                answered => return self.keep(sender, answered),
+            }
+        }
+        let mut sender = self.connect().await?;
+        let answered = self.ask(&mut sender, body, proof).await;
+        self.keep(sender, answered)
+    }
+
+    fn keep(&mut self, sender: Sender, answered: Result<Batch, Failed>) -> Result<Batch, Failed> {
+        if answered.is_ok() {
+            self.open = Some((sender, Instant::now()));
+        }
+        answered
+    }
+
+    async fn connect(&self) -> Result<Sender, Failed> {
+        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(self.peer.as_str())).await;
+        let Ok(Ok(stream)) = connected else { return Err(Failed::Unseen) };
+        // A socket that can't be set up has broken already, and says so when it is used.
+        let _ = stream.set_nodelay(true);
+        let (sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| Failed::Unknown(error.to_string()))?;
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    async fn ask(&self, sender: &mut Sender, body: &Bytes, proof: &str) -> Result<Batch, Failed> {
+        let mut request = Request::new(Full::new(body.clone()));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = Uri::from_static(PATH);
+        request.headers_mut().insert(HOST, self.host.clone());
+        let proof = HeaderValue::from_str(proof).expect("base64 is text");
+        request.headers_mut().insert(auth::HEADER, proof);
+        match sender.try_send_request(request).await {
+            Ok(response) => read_answer(response, &self.secret).await.map_err(Failed::Unknown),
+            // It comes back if it was never handed to the socket.
+            Err(mut error) => match error.take_message() {
+                Some(_) => Err(Failed::Unseen),
+                None => Err(Failed::Unknown(error.into_error().to_string())),
+            },
+        }
     }
 }
 
-async fn read_answer(mut response: reqwest::Response, secret: &auth::Secret) -> Result<Batch, String> {
-    let status = response.status();
-    let proof = response.headers().get(auth::HEADER).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| error.without_url().to_string())? {
-        if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-            return Err("its answer is too long".into());
-        }
-        body.extend_from_slice(&chunk);
+async fn read_answer(response: Response<hyper::body::Incoming>, secret: &auth::Secret) -> Result<Batch, String> {
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| error.to_string())?.to_bytes();
+    if !head.status.is_success() {
+        return Err(format!("it answered {}: {}", head.status, String::from_utf8_lossy(&body).trim()));
     }
-    if !status.is_success() {
-        return Err(format!("it answered {status}: {}", String::from_utf8_lossy(&body).trim()));
-    }
-    if !secret.accepts(&body, &proof) {
+    let proof = head.headers.get(auth::HEADER).and_then(|value| value.to_str().ok()).unwrap_or("");
+    if !secret.accepts(&body, proof) {
         return Err("its answer does not prove this cluster's secret".into());
     }
-    peer::decode(&Bytes::from(body))
+    peer::decode(&body)
 }

@@ -6,7 +6,7 @@
 pub mod auth;
 mod link;
 
-pub use link::{Link, LinkDone, client};
+pub use link::{Link, LinkDone};
 
 /// Where peers post their batches.
 pub const PATH: &str = "/peer/v1";

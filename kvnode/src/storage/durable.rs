@@ -24,7 +24,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::aside::Aside;
 use super::gauge::{Ballast, Gauge, Usage, free_bytes};
-use super::{Fact, Result, Store, StoreError, Syncer, Version, decode, encode, probe};
+use super::{Fact, Head, Result, Store, StoreError, Syncer, Version, decode, decode_head, encode, probe};
 use crate::core::room::Room;
 use crate::wire::ident::{Key, Slot};
 
@@ -233,8 +233,16 @@ impl Store for DurableStore {
         stored.map(|bytes| decode(&bytes)).transpose()
     }
 
-    fn put(&mut self, slot: Slot, key: &Key, version: Version) {
-        self.staged.insert(key.clone(), (slot, Some(version)));
+    fn head(&self, slot: Slot, key: &Key) -> Result<Option<Head>> {
+        if let Some((_, staged)) = self.staged.get(key) {
+            return Ok(staged.as_ref().map(Version::head));
+        }
+        let stored = self.versions.get(version_key(slot, key))?;
+        stored.map(|bytes| decode_head(&bytes)).transpose()
+    }
+
+    fn put(&mut self, slot: Slot, key: &Key, version: &Version) {
+        self.staged.insert(key.clone(), (slot, Some(version.clone())));
     }
 
     fn remove(&mut self, slot: Slot, key: &Key) {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::gauge::{Counter, Gauge};
-use super::{Fact, Result, Store, Syncer, Version, decode, encode};
+use super::{Fact, Head, Result, Store, Syncer, Version, decode, decode_head, encode};
 use crate::wire::ident::{Key, Slot};
 
 #[derive(Debug, Default)]
@@ -134,8 +134,12 @@ impl Store for MemoryStore {
         self.versions.get(key).map(|bytes| decode(bytes)).transpose()
     }
 
-    fn put(&mut self, slot: Slot, key: &Key, version: Version) {
-        let before = self.place(slot, key, encode(&version).into());
+    fn head(&self, _slot: Slot, key: &Key) -> Result<Option<Head>> {
+        self.versions.get(key).map(|bytes| decode_head(bytes)).transpose()
+    }
+
+    fn put(&mut self, slot: Slot, key: &Key, version: &Version) {
+        let before = self.place(slot, key, encode(version).into());
         self.remember(|| Undo::Version(key.clone(), before));
     }
 

@@ -30,6 +30,21 @@ pub struct Version {
     pub deps: Vector,
 }
 
+/// How a version begins as it is stored: all that it takes to decide between two, without a copy of the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Head {
+    pub stamp: Stamp,
+    pub dot: Dot,
+    /// No tombstone. (An option begins with the same byte as a boolean.)
+    pub has_value: bool,
+}
+
+impl Version {
+    pub fn head(&self) -> Head {
+        Head { stamp: self.stamp, dot: self.dot, has_value: self.value.is_some() }
+    }
+}
+
 const FORMAT: u8 = 1;
 
 /// A version as it is stored: a byte that names the format, and postcard.
@@ -43,8 +58,17 @@ fn encode(version: &Version) -> Vec<u8> {
 }
 
 fn decode(bytes: &[u8]) -> Result<Version> {
+    postcard::from_bytes(body_of(bytes)?).map_err(|error| StoreError::Damaged(error.to_string()))
+}
+
+fn decode_head(bytes: &[u8]) -> Result<Head> {
+    let head = postcard::take_from_bytes(body_of(bytes)?);
+    head.map(|(head, _)| head).map_err(|error| StoreError::Damaged(error.to_string()))
+}
+
+fn body_of(bytes: &[u8]) -> Result<&[u8]> {
     match bytes.split_first() {
-        Some((&FORMAT, body)) => postcard::from_bytes(body).map_err(|error| StoreError::Damaged(error.to_string())),
+        Some((&FORMAT, body)) => Ok(body),
         other => Err(StoreError::Damaged(format!("a version of format {:?}", other.map(|(format, _)| format)))),
     }
 }
@@ -88,8 +112,11 @@ pub trait Syncer: Send + Sync {
 pub trait Store: Send {
     fn get(&self, slot: Slot, key: &Key) -> Result<Option<Version>>;
 
+    /// The same without the value.
+    fn head(&self, slot: Slot, key: &Key) -> Result<Option<Head>>;
+
     /// Stages a version in place of whatever the key has.
-    fn put(&mut self, slot: Slot, key: &Key, version: Version);
+    fn put(&mut self, slot: Slot, key: &Key, version: &Version);
 
     /// Stages the removal of the key's version, tombstone or not.
     fn remove(&mut self, slot: Slot, key: &Key);
@@ -128,3 +155,23 @@ pub mod durable;
 pub mod gauge;
 pub mod memory;
 pub mod probe;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::ident::{Epoch, Incarnation, NodeId, Origin};
+
+    #[test]
+    fn a_head_is_what_the_whole_version_begins_with() {
+        let origin = Origin { node: NodeId(3), epoch: Epoch(300), incarnation: Incarnation(1_900_000_000_000) };
+        let dot = Dot { origin, seq: 77_777 };
+        for value in [None, Some(Bytes::from_static(b"\"x\"")), Some(Bytes::new())] {
+            let version = Version { stamp: Stamp::from_millis(1_900_000_000_001), dot, value, deps: Vector::of(dot) };
+            let bytes = encode(&version);
+            assert_eq!(decode_head(&bytes).expect("it was encoded"), version.head());
+            assert_eq!(decode(&bytes).expect("it was encoded"), version);
+        }
+        assert!(decode_head(&[FORMAT, 1]).is_err());
+        assert!(decode_head(&[FORMAT + 1]).is_err());
+    }
+}

@@ -144,7 +144,7 @@ fn version(number: u64) -> Version {
 
 fn put(store: &mut DurableStore, number: u64) {
     let key: Key = format!("key-{number}").as_str().into();
-    store.put(Slot::of(&key), &key, version(number));
+    store.put(Slot::of(&key), &key, &version(number));
     store.set_fact(Fact("applied"), number.to_be_bytes().to_vec());
     store.commit().expect("there is room");
 }

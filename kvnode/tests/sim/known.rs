@@ -205,7 +205,8 @@ fn a_joiner_while_one_is_down(mutant: Option<Mutant>) -> Verdict {
     let addr = world.nodes[6].addr.clone();
     world.run_until(3_000, |_| false);
     world.admin(3, 1, AdminOp::AddNode(addr.clone()));
-    world.run_until(1_000, |_| false);
+    let is_listed = |world: &World| world.core(6).is_some_and(|core| core.topology().is_some());
+    wait_for(&mut world, 8_000, "the joiner in the view", is_listed)?;
     world.admin(3, 2, AdminOp::AddMember { shard: ShardId(1), addr });
     wait_for(&mut world, 8_000, "the flip", |world| epoch_at(world, 6) == 2 && world.is_ready(6))?;
     match ask(&mut world, 6, 2, get(&key), Some(&context)) {

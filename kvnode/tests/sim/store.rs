@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use kvnode::storage::gauge::Gauge;
 use kvnode::storage::memory::MemoryStore;
-use kvnode::storage::{Fact, Result, Store, Syncer, Version};
+use kvnode::storage::{Fact, Head, Result, Store, Syncer, Version};
 use kvnode::wire::ident::{Key, Slot};
 
 #[derive(Clone)]
@@ -33,7 +33,11 @@ impl Store for Disk {
         self.lock().get(slot, key)
     }
 
-    fn put(&mut self, slot: Slot, key: &Key, version: Version) {
+    fn head(&self, slot: Slot, key: &Key) -> Result<Option<Head>> {
+        self.lock().head(slot, key)
+    }
+
+    fn put(&mut self, slot: Slot, key: &Key, version: &Version) {
         self.written.lock().expect("one thread").push((key.clone(), version.clone()));
         self.lock().put(slot, key, version);
     }

@@ -28,7 +28,7 @@ fn change(store: &mut dyn Store, random: u64, step: u64) {
     match random / 60 % 4 {
         0 => store.remove(Slot::of(&key), &key),
         1 => store.set_fact(Fact("fact"), step.to_be_bytes().to_vec()),
-        _ => store.put(Slot::of(&key), &key, version(step)),
+        _ => store.put(Slot::of(&key), &key, &version(step)),
     }
 }
 
@@ -71,7 +71,7 @@ fn answers_as_the_engine_in_memory_does() {
 fn filled(folder: &Path, count: u64) -> DurableStore {
     let mut store = DurableStore::open(folder).unwrap();
     for number in 1..=count {
-        store.put(Slot::of(&key(number)), &key(number), version(number));
+        store.put(Slot::of(&key(number)), &key(number), &version(number));
         store.commit().unwrap();
     }
     store
@@ -141,7 +141,7 @@ fn a_crash_between_data_and_applied_index() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = DurableStore::open(folder.path()).unwrap();
     for number in 1..=12_u64 {
-        store.put(Slot::of(&key(number)), &key(number), version(number));
+        store.put(Slot::of(&key(number)), &key(number), &version(number));
         store.set_fact(Fact("applied"), number.to_be_bytes().to_vec());
         store.commit().unwrap();
     }

@@ -1,0 +1,18 @@
+//! Time and allocations of the core's operations: `cargo bench -p kvnode --bench core`.
+
+mod operations;
+
+use divan::{AllocProfiler, Bencher};
+
+#[global_allocator]
+static ALLOCATOR: AllocProfiler = AllocProfiler::system();
+
+#[divan::bench(args = operations::NAMES)]
+fn core(bencher: Bencher<'_, '_>, name: &str) {
+    let mut operation = operations::operation(name);
+    bencher.bench_local(|| operation());
+}
+
+fn main() {
+    divan::main();
+}
