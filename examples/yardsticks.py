@@ -33,23 +33,17 @@ def measure(nodes, connections):
         "warp GET, one thread": ([ONE_THREAD], "1/0", "spread"),
         "warp GET, six processes": (SIX, "1/0", "spread"),
         "GET at a replica": (nodes, "1/0", "owner"),
-        "GET at one node": (nodes, "1/0", f"one:{nodes[0]}"),
+        "GET at a node of another shard": (nodes, "1/0", "elsewhere"),
         "warp PUT": ([YARDSTICK], "0/1", "spread"),
         "warp PUT, one thread": ([ONE_THREAD], "0/1", "spread"),
         "warp PUT, six processes": (SIX, "0/1", "spread"),
         "PUT at a replica": (nodes, "0/1", "owner"),
-        "PUT at one node": (nodes, "0/1", f"one:{nodes[0]}"),
+        "PUT at a node of another shard": (nodes, "0/1", "elsewhere"),
     }
     runs = {kind: [] for kind in kinds}
     for _ in range(ROUNDS):
         for kind, (urls, mix, route) in kinds.items():
             runs[kind].append(bench(urls, mix, route, connections))
-    # Half of the requests at one node are its own shard's.
-    for verb in ("GET", "PUT"):
-        own, one = runs[f"{verb} at a replica"], runs[f"{verb} at one node"]
-        elsewhere = [{**b, "cpu": 2 * b["cpu"] - a["cpu"]} for a, b in zip(own, one)]
-        runs[f"{verb} at a node of another shard"] = elsewhere
-        del runs[f"{verb} at one node"]
     for verb in ("GET", "PUT"):
         base = runs[f"warp {verb}"]
         for kind in (kind for kind in runs if verb in kind):

@@ -65,7 +65,7 @@ pub struct LimitArgs {
     /// Bytes of messages that may wait for one peer, replication not counted [default: 32MiB]
     #[arg(long, env = "MAX_PEER_QUEUE", value_name = "BYTES")]
     max_peer_queue: Option<String>,
-    /// Bytes of recent writes kept in memory for replicas that lag [default: 32MiB]
+    /// Bytes of recent writes kept in memory for replicas that lag [default: 16MiB]
     #[arg(long, env = "LOG_BYTES", value_name = "BYTES")]
     log_bytes: Option<String>,
     /// Bytes that the stored data may take; beyond it writes get 507 [default: what the disk has]
@@ -138,7 +138,7 @@ impl Default for Limits {
             max_parked: 10_000,
             max_forwards: 10_000,
             max_peer_queue: 32 * MIB,
-            log_bytes: 32 * MIB,
+            log_bytes: 16 * MIB,
             store_bytes_max: None,
         }
     }

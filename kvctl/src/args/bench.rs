@@ -48,7 +48,8 @@ pub struct BenchArgs {
     /// How long to load before that without counting
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "2s")]
     pub warmup: Duration,
-    /// Where requests go: spread (each connection to the next node), one:NODE, or owner (to a replica of the key's shard)
+    /// Where requests go: spread (each connection to the next node), one:NODE, owner (to a replica of the key's shard), or
+    /// elsewhere (to a node of another shard, which passes them on)
     #[arg(long, default_value = "spread")]
     pub route: Route,
     /// Whether each connection hands on the causal context that it got last
@@ -152,6 +153,7 @@ pub enum Route {
     One(String),
     Spread,
     Owner,
+    Elsewhere,
 }
 
 impl FromStr for Route {
@@ -161,8 +163,9 @@ impl FromStr for Route {
         match text.split_once(':') {
             None if text == "spread" => Ok(Self::Spread),
             None if text == "owner" => Ok(Self::Owner),
+            None if text == "elsewhere" => Ok(Self::Elsewhere),
             Some(("one", node)) if !node.is_empty() => Ok(Self::One(node.to_owned())),
-            _ => Err("spread, owner, or one:NODE".to_owned()),
+            _ => Err("spread, owner, elsewhere, or one:NODE".to_owned()),
         }
     }
 }
@@ -173,6 +176,7 @@ impl fmt::Display for Route {
             Self::One(node) => write!(f, "one:{node}"),
             Self::Spread => f.write_str("spread"),
             Self::Owner => f.write_str("owner"),
+            Self::Elsewhere => f.write_str("elsewhere"),
         }
     }
 }

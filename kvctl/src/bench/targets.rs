@@ -103,6 +103,15 @@ impl Routing {
                 Ok(Self { groups: vec![vec![found]], slots: Vec::new(), targets })
             }
             Route::Owner => Self::owners(targets, &layouts),
+            Route::Elsewhere => {
+                let mut routing = Self::owners(targets, &layouts)?;
+                if routing.groups.len() < 2 {
+                    return Err(Failure::usage("--route elsewhere: there is one shard only, and every key is its"));
+                }
+                // Each shard's keys to the nodes of the next.
+                routing.groups.rotate_left(1);
+                Ok(routing)
+            }
         }
     }
 
@@ -152,6 +161,9 @@ mod tests {
     fn keys_go_to_a_replica_of_their_shard() {
         let routing = Routing::of(&Route::Owner, layouts(&["c:1", "a:1", "b:1"])).unwrap();
         assert_eq!(routing.groups(), 2);
+        let elsewhere = Routing::of(&Route::Elsewhere, layouts(&["c:1", "a:1", "b:1"])).unwrap();
+        assert_eq!(elsewhere.groups, [routing.groups[1].clone(), routing.groups[0].clone()]);
+        assert_eq!(elsewhere.slots, routing.slots);
         for number in 0..100 {
             let key = format!("key{number}");
             let slot = Slot::of(&key).0;
