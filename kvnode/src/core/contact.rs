@@ -48,6 +48,8 @@ pub(super) struct Peer {
     pub birth: Option<Incarnation>,
     /// Its part in a change of the layout.
     pub progress: Option<Box<Progress>>,
+    /// The topology that it went by when it told that.
+    pub progress_version: TopologyVersion,
     /// What it fetched for the last change.
     pub moves: Vec<Move>,
     /// The topology that it goes by, and whether ours was sent since it told that.
@@ -206,7 +208,7 @@ impl Core {
     }
 
     /// The topology that this node goes by.
-    fn version(&self) -> TopologyVersion {
+    pub(super) fn version(&self) -> TopologyVersion {
         self.topology.as_ref().map(|topology| topology.version).unwrap_or_default()
     }
 
@@ -369,7 +371,7 @@ impl Core {
         // What a node is under another layout says nothing under this one.
         peer.stage = told.stage.filter(|_| epoch == Some(told.epoch));
         peer.birth = Some(told.birth);
-        peer.progress = told.progress;
+        (peer.progress, peer.progress_version) = (told.progress, peer.version);
         if let Some(progress) = &peer.progress {
             peer.moves.clone_from(&progress.moves);
         }

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::causal::Vector;
+use super::contact::Peer;
 use super::repair::{Purpose, Repair};
 use super::replica::{Handed, Replica};
 use super::settings::Mutant;
@@ -102,7 +103,7 @@ impl Core {
 
     /// Whether a node serves a shard now and can be reached.
     fn can_give(&self, node: NodeId) -> bool {
-        let serves = |peer: &super::contact::Peer| peer.stage == Some(Stage::Serving) && self.is_in_view(peer);
+        let serves = |peer: &Peer| peer.stage == Some(Stage::Serving) && self.is_in_view(peer);
         Some(node) != self.me && self.peer_of(node).is_some_and(serves)
     }
 
@@ -156,9 +157,30 @@ impl Core {
         entry.keys_total = total.unwrap_or(entry.keys_total);
     }
 
+    /// Whether a peer knew the present topology when it told how far it is. Who did not know yet that an old member has been written
+    /// off may have taken more from that one afterwards ([`Core::is_written_off`]): what it told before counts for nothing.
+    pub(super) fn knows_the_present(&self, peer: &Peer) -> bool {
+        peer.progress_version >= self.version()
+    }
+
+    /// Whether a write is of an old member that nobody waits for any more. Taken from that member itself, some of the others would
+    /// have it and settle, and some never hear of it: from now on what the others have handed over is all there is.
+    pub(super) fn is_written_off(&self, from: &Addr, origin: Origin) -> bool {
+        let Some(Transition::Settling { from: old, written_off, .. }) =
+            self.topology.as_ref().map(|topology| &topology.transition)
+        else {
+            return false;
+        };
+        let sender = self.node_of(from);
+        origin.epoch == old.epoch && sender.is_some_and(|sender| written_off.contains(&sender))
+    }
+
     /// What another old member says it has to hand over.
     fn handed_by(&self, node: NodeId) -> Option<&Handed> {
         let peer = self.peer_of(node).filter(|peer| peer.life.is_some() && peer.life == peer.newest_life)?;
+        if !self.knows_the_present(peer) {
+            return None;
+        }
         let handed = peer.progress.as_ref()?.handed.as_ref()?;
         let epoch = self.topology.as_ref()?.from()?.epoch;
         (handed.epoch == epoch).then_some(handed)

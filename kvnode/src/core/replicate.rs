@@ -141,7 +141,9 @@ impl Core {
             return Ok(());
         }
         for write in writes {
-            self.deliver(write)?;
+            if !self.is_written_off(from, write.version.dot.origin) {
+                self.deliver(write)?;
+            }
         }
         self.deliver_waiting()?;
         if let Some(origin) = last
