@@ -9,8 +9,7 @@ static ALLOCATOR: AllocProfiler = AllocProfiler::system();
 
 #[divan::bench(args = operations::NAMES)]
 fn core(bencher: Bencher<'_, '_>, name: &str) {
-    let mut operation = operations::operation(name);
-    bencher.bench_local(|| operation());
+    bencher.bench_local(operations::operation(name));
 }
 
 fn main() {

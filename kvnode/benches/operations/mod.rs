@@ -1,6 +1,5 @@
 //! What the benches measure: the protocol core's operations, each as something that can be done again and again.
 
-use bytes::Bytes;
 use kvnode::core::causal::{Context, Vector};
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::settings::Settings;
@@ -64,7 +63,7 @@ pub fn operation(name: &str) -> Box<dyn FnMut()> {
         "encode and decode a batch of 16 writes" => {
             let batch = Shard::new().batch_of_writes(16);
             Box::new(move || {
-                let bytes = Bytes::from(encode(&batch));
+                let bytes = encode(&batch);
                 let read: Batch = decode(&bytes).expect("it was encoded");
                 std::hint::black_box(read);
             })

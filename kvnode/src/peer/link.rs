@@ -111,7 +111,7 @@ struct Line {
 
 impl Line {
     async fn post(&mut self, batch: Batch) -> LinkDone {
-        let body = Bytes::from(peer::encode(&batch));
+        let body = peer::encode(&batch);
         let proof = self.secret.prove(&body);
         match timeout(ANSWER_TIMEOUT, self.exchange(&body, &proof)).await {
             Ok(Ok(answer)) => LinkDone::Answered(answer),
