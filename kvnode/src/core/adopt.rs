@@ -14,7 +14,7 @@ use super::settings::Mutant;
 use super::topology::{Bearings, Layout, Topology, Transition};
 use super::{Core, FACT_TOPOLOGY, Settling, Severity, contact::Peer, encode_fact};
 use crate::storage::Result;
-use crate::wire::ident::{NodeId, Origin, ShardId};
+use crate::wire::ident::{Addr, NodeId, Origin, ShardId};
 use crate::wire::peer::Stage;
 
 /// Versions read at once where all are gone through.
@@ -111,7 +111,15 @@ impl Core {
         self.know_peers(&topology);
         self.me = topology.node_at(&self.settings.me);
         self.bearings = Bearings::of(&topology, self.me);
+        let wanted = |topology: &Topology| (topology.layout.epoch, topology.written_off().cloned());
+        if self.topology.as_ref().map(wanted) != Some(wanted(&topology)) {
+            self.wanted_since = topology.version;
+        }
         self.topology = Some(topology);
+        let cut_off = |addr: &Addr| self.node_of(addr).is_some_and(|node| self.is_cut_off(node));
+        if self.repair.as_ref().is_some_and(|repair| cut_off(&repair.peer)) {
+            self.repair = None;
+        }
     }
 
     fn stay(&mut self, topology: Topology) {

@@ -208,7 +208,7 @@ impl Core {
     }
 
     /// The topology that this node goes by.
-    pub(super) fn version(&self) -> TopologyVersion {
+    fn version(&self) -> TopologyVersion {
         self.topology.as_ref().map(|topology| topology.version).unwrap_or_default()
     }
 

@@ -142,11 +142,17 @@ impl Core {
     fn fill_plan(&self, replica: &Replica) -> FillPlan {
         let grace = self.now.mono_ms.saturating_sub(self.started_ms) < FILL_GRACE_MS;
         let (mut filled, mut empty, mut away) = (0, 0, Vec::new());
+        let has_data = |&node: &NodeId| {
+            let stage = self.peer_of(node).and_then(|peer| peer.stage);
+            matches!(stage, Some(Stage::Serving | Stage::Leaving)) && !self.is_cut_off(node)
+        };
+        let others_have_data = replica.others.iter().any(has_data);
         for &node in &replica.others {
             let (Some(addr), Some(peer)) = (self.addr_of(node), self.peer_of(node)) else { continue };
             match peer.stage {
                 _ if !self.is_proven(peer) && self.settings.form_without.contains(addr) => empty += 1,
                 _ if !self.is_proven(peer) => away.push(addr.as_str()),
+                _ if others_have_data && self.is_cut_off(node) => away.push(addr.as_str()),
                 Some(Stage::Serving | Stage::Leaving) if peer.filled_us => filled += 1,
                 Some(Stage::Serving | Stage::Leaving) => return FillPlan::From(addr.clone()),
                 Some(Stage::Filling) => empty += 1,

@@ -278,7 +278,7 @@ impl Core {
         }
         let peer = self.peer_of(node)?;
         let present = peer.life.is_some() && peer.life == peer.newest_life && self.is_in_view(peer);
-        if present && self.knows_the_present(peer) { peer.progress.as_deref().cloned() } else { None }
+        if present && self.knew_who_counts(peer) { peer.progress.as_deref().cloned() } else { None }
     }
 
     /// Where a change stands.

@@ -157,10 +157,10 @@ impl Core {
         entry.keys_total = total.unwrap_or(entry.keys_total);
     }
 
-    /// Whether a peer knew the present topology when it told how far it is. Who did not know yet that an old member has been written
-    /// off may have taken more from that one afterwards ([`Core::is_written_off`]): what it told before counts for nothing.
-    pub(super) fn knows_the_present(&self, peer: &Peer) -> bool {
-        peer.progress_version >= self.version()
+    /// Whether a peer knew who is waited for when it told how far it is. Who did not know yet that an old member has been written off
+    /// may have taken more from that one afterwards ([`Core::is_written_off`]): what it told before counts for nothing.
+    pub(super) fn knew_who_counts(&self, peer: &Peer) -> bool {
+        peer.progress_version >= self.wanted_since
     }
 
     /// Whether a write is of an old member that nobody waits for any more. Taken from that member itself, some of the others would
@@ -175,10 +175,24 @@ impl Core {
         origin.epoch == old.epoch && sender.is_some_and(|sender| written_off.contains(&sender))
     }
 
+    /// Whether a mate was given up with what only it has, and may have that still: nobody repairs from it, or one would have what
+    /// the others never hear of. Once it knows that it was given up, it begins anew.
+    pub(super) fn is_cut_off(&self, node: NodeId) -> bool {
+        let Some(topology) = &self.topology else { return false };
+        match topology.written_off() {
+            Some(written_off) => written_off.contains(&node),
+            None => {
+                let (epoch, given_up) = &topology.given_up;
+                let told = self.peer_of(node).is_some_and(|peer| self.knew_who_counts(peer));
+                *epoch == topology.layout.epoch && given_up.contains(&node) && !told
+            }
+        }
+    }
+
     /// What another old member says it has to hand over.
     fn handed_by(&self, node: NodeId) -> Option<&Handed> {
         let peer = self.peer_of(node).filter(|peer| peer.life.is_some() && peer.life == peer.newest_life)?;
-        if !self.knows_the_present(peer) {
+        if !self.knew_who_counts(peer) {
             return None;
         }
         let handed = peer.progress.as_ref()?.handed.as_ref()?;

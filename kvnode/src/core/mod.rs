@@ -60,7 +60,7 @@ use room::Room;
 use serve::Waiting;
 use settings::{Mutant, Settings};
 use stable::Settling;
-use topology::{Bearings, Topology};
+use topology::{Bearings, Topology, TopologyVersion};
 
 /// Readings of the driver's clocks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -157,6 +157,8 @@ pub struct Core {
     inventory: Inventory,
     topology: Option<Topology>,
     bearings: Bearings,
+    /// The topology with which this node first saw the present layout, and who of the members before is not waited for.
+    wanted_since: TopologyVersion,
     consensus: Option<Consensus>,
     office: Office,
     pace: Pace,
@@ -235,6 +237,7 @@ impl Core {
             inventory,
             topology: None,
             bearings: Bearings::default(),
+            wanted_since: TopologyVersion::default(),
             consensus: None,
             office: Office::default(),
             pace: Pace::default(),

@@ -338,7 +338,7 @@ impl Core {
     }
 
     pub(super) fn told_behind(&mut self, from: &Addr) {
-        let serving = self.is_serving();
+        let serving = self.is_serving() && !self.node_of(from).is_some_and(|node| self.is_cut_off(node));
         if serving && self.repair.is_none() && self.takes_writes() {
             self.begin_repair(from);
         }

@@ -156,6 +156,14 @@ impl Topology {
         self.nodes.iter().find(|(_, at)| *at == addr).map(|(&id, _)| id)
     }
 
+    /// The old members that nobody waits for any more, while a change is being finished.
+    pub fn written_off(&self) -> Option<&BTreeSet<NodeId>> {
+        match &self.transition {
+            Transition::Settling { written_off, .. } => Some(written_off),
+            Transition::Steady | Transition::Copying { .. } => None,
+        }
+    }
+
     pub fn members(&self, shard: ShardId) -> &[NodeId] {
         self.layout.members(shard)
     }
