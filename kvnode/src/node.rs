@@ -534,3 +534,6 @@ fn link_done(shared: &Shared, peer: &Addr, fate: LinkDone) {
     drop(inbox);
     shared.arrived.notify_one();
 }
+
+#[cfg(test)]
+mod tests;

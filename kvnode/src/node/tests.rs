@@ -1,0 +1,179 @@
+//! What the driver must keep to, with a disk that syncs when it is told to.
+
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::*;
+use crate::storage::gauge::Gauge;
+use crate::storage::memory::MemoryStore;
+use crate::storage::{Fact, Head, Version};
+use crate::wire::ident::{Incarnation, Key, Slot};
+
+/// Syncs that wait until they are let through.
+#[derive(Default)]
+struct SlowDisk {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    stuck: bool,
+    /// Syncs that wait now.
+    waiting: usize,
+}
+
+impl SlowDisk {
+    fn set_stuck(&self, stuck: bool) {
+        lock(&self.state).stuck = stuck;
+        self.changed.notify_all();
+    }
+
+    /// Blocks until a sync waits; whether one did in time.
+    fn await_sync(&self) -> bool {
+        let state = lock(&self.state);
+        let limit = Duration::from_secs(5);
+        let (state, _) = self.changed.wait_timeout_while(state, limit, |state| state.waiting == 0).unwrap();
+        state.waiting > 0
+    }
+}
+
+/// Lets all syncs through in the end, also of a test that fails: the runtime waits for them.
+struct Unstuck(Arc<SlowDisk>);
+
+impl Drop for Unstuck {
+    fn drop(&mut self) {
+        self.0.set_stuck(false);
+    }
+}
+
+impl Syncer for SlowDisk {
+    fn sync(&self) -> Result<()> {
+        let mut state = lock(&self.state);
+        state.waiting += 1;
+        self.changed.notify_all();
+        state = self.changed.wait_while(state, |state| state.stuck).unwrap();
+        state.waiting -= 1;
+        Ok(())
+    }
+}
+
+/// Memory that says it has to be synced.
+struct SyncedStore(MemoryStore, Arc<SlowDisk>);
+
+impl Store for SyncedStore {
+    fn get(&self, slot: Slot, key: &Key) -> Result<Option<Version>> {
+        self.0.get(slot, key)
+    }
+
+    fn head(&self, slot: Slot, key: &Key) -> Result<Option<Head>> {
+        self.0.head(slot, key)
+    }
+
+    fn put(&mut self, slot: Slot, key: &Key, version: &Version) {
+        self.0.put(slot, key, version);
+    }
+
+    fn remove(&mut self, slot: Slot, key: &Key) {
+        self.0.remove(slot, key);
+    }
+
+    fn set_aside(&mut self, key: &Key, version: &Version) -> bool {
+        self.0.set_aside(key, version)
+    }
+
+    fn fact(&self, name: Fact) -> Result<Option<Vec<u8>>> {
+        self.0.fact(name)
+    }
+
+    fn set_fact(&mut self, name: Fact, value: Vec<u8>) {
+        self.0.set_fact(name, value);
+    }
+
+    fn slot(&self, slot: Slot, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>> {
+        self.0.slot(slot, after, limit)
+    }
+
+    fn keys(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>> {
+        self.0.keys(prefix, after, limit)
+    }
+
+    fn scan(&self, visit: &mut dyn FnMut(Slot, &Key, &Version)) -> Result<()> {
+        self.0.scan(visit)
+    }
+
+    fn commit(&mut self) -> Result<bool> {
+        self.0.commit()
+    }
+
+    fn syncer(&self) -> Option<Arc<dyn Syncer>> {
+        Some(self.1.clone())
+    }
+
+    fn gauge(&self) -> Option<Arc<dyn Gauge>> {
+        self.0.gauge()
+    }
+}
+
+fn alone(store: Box<dyn Store>) -> NodeParts {
+    let me: Addr = "127.0.0.1:8090".parse().unwrap();
+    let settings = Settings {
+        me: me.clone(),
+        view: vec![me],
+        form_without: Vec::new(),
+        shard_count: 1,
+        life: Incarnation(1),
+        entropy: [7; 48],
+        causal_wait_ms: 1_000,
+        ack_wait_ms: 500,
+        waiting_max: 100,
+        forwards_max: 100,
+        peer_queue_weight_max: 1 << 20,
+        log_weight_max: 1 << 20,
+        durable_at_commit: true,
+        mutant: None,
+    };
+    NodeParts { settings, store, owned: None, fsync: Fsync::Always, secret: None, store_bytes_max: None, drill: false }
+}
+
+async fn ready(node: &NodeHandle) {
+    let mut turns = node.shared.turns.subscribe();
+    let formed = async { while node.ready().is_err() && turns.changed().await.is_ok() {} };
+    timeout(Duration::from_secs(10), formed).await.expect("a node alone serves at once");
+}
+
+/// A reader must not be told of a write that a loss of power could still take, neither from its turn nor beside it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_reads_what_still_waits_for_the_disk() {
+    let disk = Arc::new(SlowDisk::default());
+    let _unstuck = Unstuck(disk.clone());
+    let node = NodeHandle::start(alone(Box::new(SyncedStore(MemoryStore::new(), disk.clone())))).unwrap();
+    ready(&node).await;
+    let key: Key = "k".into();
+    let get = || Op::Get { key: key.clone() };
+    assert!(matches!(node.request(get(), Vec::new()).await, Answer::NotFound { .. }));
+
+    disk.set_stuck(true);
+    let put = tokio::spawn({
+        let (node, key) = (node.clone(), key.clone());
+        async move { node.request(Op::Put { key, value: "1".into() }, Vec::new()).await }
+    });
+    let waits = tokio::task::spawn_blocking({
+        let disk = disk.clone();
+        move || disk.await_sync()
+    });
+    assert!(waits.await.unwrap(), "a put waits for the disk");
+    let early = node.read(&get(), &[]);
+    assert_eq!(early, None, "told before it was synced");
+    assert!(!put.is_finished());
+
+    let read = tokio::spawn({
+        let (node, get) = (node.clone(), get());
+        async move { node.request(get, Vec::new()).await }
+    });
+    disk.set_stuck(false);
+    assert!(matches!(put.await.unwrap(), Answer::Created { replicas: 1, .. }));
+    assert!(matches!(read.await.unwrap(), Answer::Found { value, .. } if &*value == b"1"));
+}
