@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use bytes::Bytes;
 use kvnode::core::admin::AdminOp;
+use kvnode::core::clock::Stamp;
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::room::Room;
 use kvnode::core::settings::{Mutant, Settings};
 use kvnode::core::topology::{Topology, Transition};
 use kvnode::core::{Core, Effect, Event, Now, TICK_MS};
 use kvnode::storage::{Store, Version};
-use kvnode::wire::ident::{Addr, Dot, Incarnation, Key, NodeId, Origin};
+use kvnode::wire::ident::{Addr, Dot, Incarnation, Key, NodeId, Origin, Slot};
 use kvnode::wire::peer::{Batch, decode, encode};
 
 use crate::rng::Rng;
@@ -74,6 +75,17 @@ pub struct SimNode {
     tick_due_ms: u64,
 }
 
+/// A write that was applied somewhere.
+struct Held {
+    /// The requests it may have come from: one, except for deletions at the same time.
+    ids: Vec<u64>,
+    key: Key,
+    stamp: Stamp,
+    is_deletion: bool,
+    /// Who is known to have applied it, since when.
+    holders: BTreeMap<usize, u64>,
+}
+
 pub struct World {
     pub rng: Rng,
     pub now_ms: u64,
@@ -100,9 +112,7 @@ pub struct World {
     pub said: Vec<String>,
     /// Every batch on its way, where somebody wants them.
     pub batches: Option<Vec<Bytes>>,
-    /// Per write the requests it may have come from (one, except for deletions at the same time), and who is known to have
-    /// applied it since when.
-    held: BTreeMap<Dot, (Vec<u64>, BTreeMap<usize, u64>)>,
+    held: BTreeMap<Dot, Held>,
     /// Deletions under way, or of unknown fate.
     pub deletes: BTreeMap<u64, Key>,
     /// Writes that may be lost by right: every node that had them has failed before others took them over.
@@ -227,10 +237,10 @@ impl World {
     pub fn lose_power(&mut self, node: usize) {
         self.kill(node);
         self.said.push(format!("{} {}: lost power", self.now_ms, self.nodes[node].addr));
-        self.forget_held(node, self.now_ms.saturating_sub(2 * self.sync_every_ms));
         let unsynced = self.nodes[node].disk.lock().unsynced() as u64;
         let lost = self.rng.between(0, unsynced) as usize;
         self.nodes[node].disk.lock().crash(lost);
+        self.forget_held(node, self.now_ms.saturating_sub(2 * self.sync_every_ms));
     }
 
     /// The machine dies, and takes everything that was not synced.
@@ -243,9 +253,9 @@ impl World {
     /// The node dies and loses everything.
     pub fn wipe(&mut self, node: usize) {
         self.kill(node);
-        self.forget_held(node, 0);
         self.said.push(format!("{} {}: wiped", self.now_ms, self.nodes[node].addr));
         self.nodes[node].disk = Disk::new();
+        self.forget_held(node, 0);
     }
 
     pub fn request(&mut self, node: usize, id: u64, op: Op, tokens: Vec<String>) {
@@ -402,8 +412,7 @@ impl World {
     }
 
     /// Keeps track of which node has applied which write, for the judge of losses. What a node wrote itself is taken from its disk:
-    /// a short log may have dropped it within the same turn. What it got by repair doesn't count, or the judge would have to know
-    /// which copies were dropped again, and why.
+    /// a short log may have dropped it within the same turn. What it got by repair is on its disk, too: see [`World::forget_held`].
     fn note_held(&mut self, node: usize) {
         let SimNode { core, disk, addr, incarnation, log_position, .. } = &self.nodes[node];
         let core = core.as_ref().expect("it runs");
@@ -421,21 +430,45 @@ impl World {
             let deletes = || self.deletes.iter().filter(|(_, deleted)| **deleted == key).map(|(&id, _)| id).collect();
             let value = version.value.as_deref().and_then(|value| std::str::from_utf8(value).ok());
             let ids = || value.map_or_else(deletes, |text| vec![text.parse().expect("values are numbers")]);
-            let held = self.held.entry(version.dot).or_insert_with(|| (ids(), BTreeMap::new()));
-            held.1.entry(node).or_insert(self.now_ms);
+            let (dot, stamp) = (version.dot, version.stamp);
+            let is_deletion = version.value.is_none();
+            let new = || Held { ids: ids(), key: key.clone(), stamp, is_deletion, holders: BTreeMap::new() };
+            self.held.entry(dot).or_insert_with(new).holders.entry(node).or_insert(self.now_ms);
         }
     }
 
-    /// Writes that no other node is known to have, now that `node` loses what it applied after `since_ms`.
+    /// `node` has lost what it applied after `since_ms`: what nobody else has any more may be lost. Only owners of a key's slot
+    /// count: others have dropped their copies, or will. What an owner has on its disk, or something newer for it, it has.
     fn forget_held(&mut self, node: usize, since_ms: u64) {
-        for (ids, holders) in self.held.values_mut() {
-            if holders.get(&node).is_some_and(|&at| at >= since_ms) {
-                holders.remove(&node);
-                if holders.is_empty() {
-                    self.lost.extend(ids.iter().copied());
-                }
-            }
+        self.held.values_mut().for_each(|held| held.holders.retain(|&holder, &mut at| holder != node || at < since_ms));
+        let is_known = |held: &Held| self.owners(&held.key).iter().any(|owner| held.holders.contains_key(owner));
+        let mut deleted: BTreeMap<&Key, Stamp> = BTreeMap::new();
+        for held in self.held.values().filter(|held| held.is_deletion && is_known(held)) {
+            let newest = deleted.entry(&held.key).or_insert(held.stamp);
+            *newest = held.stamp.max(*newest);
         }
+        let is_gone = |held: &&Held| {
+            let has = |owner: usize| {
+                let head = self.nodes[owner].disk.head(Slot::of(&held.key), &held.key).expect("memory does not fail");
+                head.is_some_and(|head| head.stamp >= held.stamp)
+            };
+            // Of what was deleted there may be nothing left to have.
+            let is_deleted = deleted.get(&held.key).is_some_and(|&stamp| stamp >= held.stamp);
+            let others = self.owners(&held.key).into_iter().filter(|&owner| owner != node || since_ms > 0);
+            !is_deleted && !is_known(held) && !others.into_iter().any(has)
+        };
+        let gone: Vec<u64> = self.held.values().filter(is_gone).flat_map(|held| held.ids.iter().copied()).collect();
+        self.lost.extend(gone);
+    }
+
+    /// Those who have a key, or have it to hand over, in the newest topology that any running node goes by.
+    fn owners(&self, key: &Key) -> Vec<usize> {
+        let Some(topology) = self.topology() else { return (0..self.nodes.len()).collect() };
+        let layouts = [Some(&topology.layout), topology.from()];
+        let members =
+            layouts.into_iter().flatten().flat_map(|layout| layout.members(layout.shard_of_slot(Slot::of(key))));
+        let counts = |&&node: &&NodeId| topology.written_off().is_none_or(|written_off| !written_off.contains(&node));
+        members.filter(counts).filter_map(|node| topology.nodes.get(node)).map(|addr| self.index_of(addr)).collect()
     }
 
     /// The node is taken out for good, and may have been the only one to have something.
