@@ -160,7 +160,7 @@ impl Core {
     /// Whether a peer knew who is waited for when it told how far it is. Who did not know yet that an old member has been written off
     /// may have taken more from that one afterwards ([`Core::is_written_off`]): what it told before counts for nothing.
     pub(super) fn knew_who_counts(&self, peer: &Peer) -> bool {
-        peer.progress_version >= self.wanted_since
+        peer.progress_version >= self.wanted_since || self.settings.broken(Mutant::ProgressOfAnyTime)
     }
 
     /// Whether a write is of an old member that nobody waits for any more. Taken from that member itself, some of the others would
@@ -172,13 +172,17 @@ impl Core {
             return false;
         };
         let sender = self.node_of(from);
-        origin.epoch == old.epoch && sender.is_some_and(|sender| written_off.contains(&sender))
+        let broken = self.settings.broken(Mutant::TakesFromWrittenOff);
+        !broken && origin.epoch == old.epoch && sender.is_some_and(|sender| written_off.contains(&sender))
     }
 
     /// Whether a mate was given up with what only it has, and may have that still: nobody repairs from it, or one would have what
     /// the others never hear of. Once it knows that it was given up, it begins anew.
     pub(super) fn is_cut_off(&self, node: NodeId) -> bool {
-        let Some(topology) = &self.topology else { return false };
+        let Some(topology) = self.topology.as_ref().filter(|_| !self.settings.broken(Mutant::RepairsFromGivenUp))
+        else {
+            return false;
+        };
         match topology.written_off() {
             Some(written_off) => written_off.contains(&node),
             None => {

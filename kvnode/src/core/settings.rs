@@ -97,4 +97,10 @@ pub enum Mutant {
     TombstoneDroppedWhileSettling,
     /// What an earlier life of a node had asked is answered to its present one.
     AnswersTheDead,
+    /// What a node told of its progress counts although it did not know yet who is waited for.
+    ProgressOfAnyTime,
+    /// Writes of a member that was written off are still taken from it.
+    TakesFromWrittenOff,
+    /// A replica repairs from a mate that was given up.
+    RepairsFromGivenUp,
 }

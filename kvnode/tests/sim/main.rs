@@ -16,6 +16,7 @@ mod scenarios;
 mod schedule;
 mod store;
 mod world;
+mod written_off;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -87,7 +88,7 @@ fn a_healed_cluster_converges_within_two_seconds() {
             if !seeds.contains(&seed) {
                 return;
             }
-            let outcome = schedule::converge(seed);
+            let outcome = schedule::converge(seed, None);
             times.lock().expect("no other panics").push((seed, outcome));
         }
     };
@@ -116,8 +117,14 @@ fn a_healed_cluster_converges_within_two_seconds() {
 /// never heard of it.
 #[test]
 fn a_write_of_a_member_that_was_written_off_does_not_part_the_replicas() {
-    let converged = schedule::converge(1_001_207);
+    let converged = schedule::converge(1_001_207, None);
     assert!(converged.is_ok(), "{converged:?}");
+}
+
+#[test]
+fn nobody_repairs_from_a_member_that_was_given_up() {
+    let broken = schedule::converge(1_001_207, Some(Mutant::RepairsFromGivenUp));
+    assert!(broken.is_err(), "the mutant is not caught");
 }
 
 /// What many seeds have shown.
@@ -236,6 +243,16 @@ pub fn shows(schedule: fn(Option<Mutant>) -> Result<(), String>, mutant: Mutant)
     let broken = schedule(Some(mutant));
     assert!(broken.is_err(), "{mutant:?} is not caught");
     println!("{mutant:?}: {}", broken.unwrap_err());
+}
+
+#[test]
+fn what_was_told_before_the_write_off_does_not_count() {
+    shows(written_off::what_was_told_before_the_write_off_does_not_count, Mutant::ProgressOfAnyTime);
+}
+
+#[test]
+fn nothing_is_taken_from_a_member_that_was_written_off() {
+    shows(written_off::nothing_is_taken_from_a_member_that_was_written_off, Mutant::TakesFromWrittenOff);
 }
 
 #[test]

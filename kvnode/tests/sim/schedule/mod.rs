@@ -98,10 +98,10 @@ struct Run {
 }
 
 /// The run for liveness: faults, then how long it took until all was well again. Nothing else is judged.
-pub fn converge(seed: u64) -> Result<Converged, String> {
+pub fn converge(seed: u64, mutant: Option<Mutant>) -> Result<Converged, String> {
     // Faults matter here, not long histories.
     let load = Load { operations: 150, ..Load::usual(&Faults::of(seed)) };
-    lead(seed, load, None).map(|(_, converged)| converged)
+    lead(seed, load, mutant).map(|(_, converged)| converged)
 }
 
 /// Runs one seed for safety. The error says what was violated.

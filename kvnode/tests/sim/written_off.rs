@@ -1,0 +1,109 @@
+//! Schedules made by hand around an old member that is written off while a change of the layout settles, and is there all the
+//! same: what only it has must reach all replicas of the shard or none.
+//!
+//! Nodes 0 to 2 are shard s1, nodes 3 to 5 shard s2; node 6 joins s2. Node 0 alone has a write of the layout before.
+
+use kvnode::core::admin::AdminOp;
+use kvnode::core::settings::Mutant;
+use kvnode::core::topology::Transition;
+use kvnode::wire::ident::{Key, ShardId};
+
+use crate::reshard::{cluster, context_of, cut, epoch_at, holds, put, staying, wait_for};
+use crate::scenarios::ask;
+use crate::world::World;
+
+type Verdict = Result<(), String>;
+
+fn connect(world: &mut World, some: &[usize], others: &[usize]) {
+    for &one in some {
+        for &other in others {
+            world.weather.remove(&(one, other));
+            world.weather.remove(&(other, one));
+        }
+    }
+}
+
+fn is_steady(world: &World) -> bool {
+    world.topology().is_some_and(|topology| topology.transition == Transition::Steady)
+}
+
+fn knows_the_write_off(world: &World, node: usize) -> bool {
+    let written_off = world.core(node).and_then(|core| core.topology()).and_then(|topology| topology.written_off());
+    written_off.is_some_and(|written_off| !written_off.is_empty())
+}
+
+/// Up to where node 0 is out of everybody's view, the change settles, and waits for what node 0 has to hand over. Gives the node
+/// that decides.
+fn settling_without_node_0(world: &mut World, key: &Key) -> Result<usize, String> {
+    cut(world, &[0], &[1, 2]);
+    context_of(ask(world, 0, 1, put(key, "1"), None))?;
+    world.start(6);
+    let addr = world.nodes[6].addr.clone();
+    world.run_until(3_000, |_| false);
+    world.admin(3, 1, AdminOp::AddNode(addr.clone()));
+    let is_listed = |world: &World| world.core(6).is_some_and(|core| core.topology().is_some());
+    wait_for(world, 8_000, "the joiner in the view", is_listed)?;
+    world.admin(3, 2, AdminOp::AddMember { shard: ShardId(2), addr });
+    wait_for(world, 8_000, "the flip", |world| (0..7).all(|node| epoch_at(world, node) == 2))?;
+    cut(world, &[0], &[3, 4, 5, 6]);
+    // Everybody tells how far it is; node 0 is missed, and another leads if it did.
+    world.run_until(4_000, |_| false);
+    if is_steady(world) || holds(world, 1, key) || holds(world, 2, key) {
+        return Err("the change should wait for node 0".into());
+    }
+    let leader = world.core(3).and_then(|core| core.status().leader).ok_or("nobody leads")?;
+    Ok(world.index_of(&leader))
+}
+
+fn equal_in_the_end(world: &mut World, key: &Key) -> Verdict {
+    world.weather.clear();
+    wait_for(world, 20_000, "the end of all changes", World::all_ready)?;
+    world.run_until(3_000, |_| false);
+    match (holds(world, 1, key), holds(world, 2, key)) {
+        (one, two) if one == two => Ok(()),
+        (one, two) => Err(format!("node 1 has the write: {one}, node 2: {two}")),
+    }
+}
+
+/// Node 1 has told how far it is, then takes the write from node 0, and only then hears that nobody waits for node 0. What it
+/// told before must not count for node 2, or the change ends without the write at node 2.
+pub fn what_was_told_before_the_write_off_does_not_count(mutant: Option<Mutant>) -> Verdict {
+    let (mut world, key) = (cluster(mutant), staying());
+    let leader = settling_without_node_0(&mut world, &key)?;
+    if leader == 1 {
+        return Err("the schedule wants another leader".into());
+    }
+    cut(&mut world, &[1], &[2, 3, 4, 5, 6]);
+    connect(&mut world, &[0], &[1]);
+    wait_for(&mut world, 4_000, "node 1 takes the write", |world| holds(world, 1, &key))?;
+    cut(&mut world, &[0], &[1]);
+    let addr = world.nodes[0].addr.clone();
+    world.admin(leader, 3, AdminOp::RemoveNode(addr));
+    wait_for(&mut world, 4_000, "node 2 hears", |world| knows_the_write_off(world, 2))?;
+    world.run_until(1_000, |_| false);
+    connect(&mut world, &[1], &[3, 4, 5, 6]);
+    world.run_until(2_500, |_| false);
+    equal_in_the_end(&mut world, &key)
+}
+
+/// Both other replicas have settled without node 0's write; then node 0 can be reached by one of them. What that took now the
+/// other would never hear of.
+pub fn nothing_is_taken_from_a_member_that_was_written_off(mutant: Option<Mutant>) -> Verdict {
+    let (mut world, key) = (cluster(mutant), staying());
+    let leader = settling_without_node_0(&mut world, &key)?;
+    // The change waits for this one, which does not decide.
+    let late = if leader == 5 { 4 } else { 5 };
+    cut(&mut world, &[late], &[1, 2, 3, 4, 5, 6]);
+    let addr = world.nodes[0].addr.clone();
+    world.admin(leader, 3, AdminOp::RemoveNode(addr));
+    let both = |world: &World| knows_the_write_off(world, 1) && knows_the_write_off(world, 2);
+    wait_for(&mut world, 4_000, "nodes 1 and 2 hear", both)?;
+    world.run_until(1_500, |_| false);
+    cut(&mut world, &[1], &[2]);
+    connect(&mut world, &[0], &[1]);
+    world.run_until(2_500, |_| false);
+    cut(&mut world, &[0], &[1]);
+    connect(&mut world, &[late], &[3, 4, 5, 6]);
+    wait_for(&mut world, 8_000, "the end of the change", |world| !knows_the_write_off(world, 2))?;
+    equal_in_the_end(&mut world, &key)
+}
