@@ -224,10 +224,22 @@ impl Consensus {
             let _ = self.raw.propose_conf_change(Vec::new(), conf_change);
         } else if !wanted.contains(&self.seat) && voters.contains(&self.seat) {
             // A leader that is to go hands its office over first.
-            if let Some(next) = voters.iter().find(|seat| **seat != self.seat && reachable(seat.node())) {
-                self.raw.transfer_leader(next.0);
-            }
+            self.hand_over(reachable);
         }
+    }
+
+    /// Gives a leader's office to a voter that can be reached.
+    pub fn hand_over(&mut self, reachable: impl Fn(NodeId) -> bool) {
+        self.stirred = true;
+        let voters: BTreeSet<Seat> = self.raw.raft.prs().conf().voters().ids().iter().map(Seat).collect();
+        if let Some(next) = voters.iter().find(|seat| **seat != self.seat && reachable(seat.node())) {
+            self.raw.transfer_leader(next.0);
+        }
+    }
+
+    /// Whether this node votes.
+    pub fn votes(&self) -> bool {
+        self.raw.raft.prs().conf().voters().contains(self.seat.0)
     }
 
     /// Handles what has gathered since the last turn. Costs next to nothing if that is nothing.
