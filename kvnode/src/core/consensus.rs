@@ -312,6 +312,12 @@ impl Consensus {
                     let change = ConfChange::parse_from_bytes(&entry.data).expect("proposed by this code");
                     let conf = self.raw.apply_conf_change(&change).expect("a change of one voter is valid");
                     self.raw.mut_store().conf = conf;
+                    // Raft has a leader without a vote step down; the crate leaves it in office, and panics when it counts
+                    // what else is agreed on.
+                    if self.is_leader() && !self.votes() {
+                        let term = self.raw.raft.term;
+                        self.raw.raft.become_follower(term, 0);
+                    }
                 }
                 EntryType::EntryConfChangeV2 => {}
             }
