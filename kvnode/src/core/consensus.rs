@@ -224,22 +224,24 @@ impl Consensus {
             let _ = self.raw.propose_conf_change(Vec::new(), conf_change);
         } else if !wanted.contains(&self.seat) && voters.contains(&self.seat) {
             // A leader that is to go hands its office over first.
-            self.hand_over(reachable);
+            if let Some(next) = voters.iter().find(|seat| **seat != self.seat && reachable(seat.node())) {
+                self.raw.transfer_leader(next.0);
+            }
         }
     }
 
-    /// Gives a leader's office to a voter that can be reached.
-    pub fn hand_over(&mut self, reachable: impl Fn(NodeId) -> bool) {
-        self.stirred = true;
-        let voters: BTreeSet<Seat> = self.raw.raft.prs().conf().voters().ids().iter().map(Seat).collect();
-        if let Some(next) = voters.iter().find(|seat| **seat != self.seat && reachable(seat.node())) {
-            self.raw.transfer_leader(next.0);
-        }
-    }
-
-    /// Whether this node votes.
-    pub fn votes(&self) -> bool {
+    fn votes(&self) -> bool {
         self.raw.raft.prs().conf().voters().contains(self.seat.0)
+    }
+
+    /// Every leader votes. The crate leaves one in office that has taken its own vote away (its predecessor had asked for that, and it
+    /// was not agreed on yet at the election): it is heard, can put nothing in the log, and looks for its own progress, which it no
+    /// longer has, when anything else is agreed on, and panics.
+    fn step_down_without_vote(&mut self) {
+        if self.is_leader() && !self.votes() {
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, 0);
+        }
     }
 
     /// Handles what has gathered since the last turn. Costs next to nothing if that is nothing.
@@ -312,12 +314,7 @@ impl Consensus {
                     let change = ConfChange::parse_from_bytes(&entry.data).expect("proposed by this code");
                     let conf = self.raw.apply_conf_change(&change).expect("a change of one voter is valid");
                     self.raw.mut_store().conf = conf;
-                    // Raft has a leader without a vote step down; the crate leaves it in office, and panics when it counts
-                    // what else is agreed on.
-                    if self.is_leader() && !self.votes() {
-                        let term = self.raw.raft.term;
-                        self.raw.raft.become_follower(term, 0);
-                    }
+                    self.step_down_without_vote();
                 }
                 EntryType::EntryConfChangeV2 => {}
             }

@@ -198,22 +198,18 @@ impl Core {
 
     /// One step of what a leader has to see to. Nothing else is under way in the log.
     fn lead(&mut self) {
+        if let Some(proposal) = self.duty() {
+            self.submit(None, proposal);
+            return;
+        }
         let here: Vec<NodeId> = self
             .peers
             .iter()
             .filter(|(_, peer)| self.is_reachable(peer))
             .filter_map(|(addr, _)| self.node_of(addr))
             .collect();
-        let reachable = |node| here.contains(&node);
-        // A leader can take its own vote away: that was in the log, and not agreed on yet, when it was elected. The crate leaves it
-        // in office, where it is heard and can't put anything in the log.
-        if let Some(consensus) = self.consensus.as_mut().filter(|consensus| !consensus.votes()) {
-            return consensus.hand_over(reachable);
-        }
-        if let Some(proposal) = self.duty() {
-            self.submit(None, proposal);
-        } else if let Some(consensus) = self.consensus.as_mut() {
-            consensus.elect_voters(reachable);
+        if let Some(consensus) = self.consensus.as_mut() {
+            consensus.elect_voters(|node| here.contains(&node));
         }
     }
 

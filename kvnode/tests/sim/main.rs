@@ -18,6 +18,7 @@ mod store;
 mod world;
 mod written_off;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -52,7 +53,9 @@ fn seeds() {
             if seed >= count || past(&total.lock().expect("no other panics")) {
                 return;
             }
-            let outcome = schedule::run_with(seed, load, None);
+            // A node's panic is an offence like any other.
+            let run = AssertUnwindSafe(|| schedule::run_with(seed, load, None));
+            let outcome = catch_unwind(run).unwrap_or_else(|_| Err("a panic, told above".to_owned()));
             total.lock().expect("no other panics").add(seed, outcome);
         }
     };

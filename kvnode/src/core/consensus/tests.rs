@@ -33,8 +33,7 @@ impl Group {
                 member.tick();
                 if member.is_leader() && member.is_idle() {
                     let away = self.away.clone();
-                    let reachable = |node: NodeId| !away.contains(&node);
-                    if member.votes() { member.elect_voters(reachable) } else { member.hand_over(reachable) }
+                    member.elect_voters(|node| !away.contains(&node));
                 }
             }
             self.exchange();
@@ -42,27 +41,38 @@ impl Group {
     }
 
     fn exchange(&mut self) {
-        loop {
-            let mut mail = Vec::new();
-            for (&from, member) in &mut self.members {
-                let turn = member.turn();
-                if let Some((bytes, _)) = turn.persist {
-                    self.stored.insert(from, bytes);
-                }
-                mail.extend(turn.messages.into_iter().map(|(to, bytes)| (from, to, bytes)));
+        while self.round() {}
+    }
+
+    /// Delivers what all have to say now; whether that was anything.
+    fn round(&mut self) -> bool {
+        let mut mail = Vec::new();
+        for (&from, member) in &mut self.members {
+            let turn = member.turn();
+            if let Some((bytes, _)) = turn.persist {
+                self.stored.insert(from, bytes);
             }
-            if mail.is_empty() {
-                return;
-            }
-            for (from, to, bytes) in mail {
-                if let Some(member) = self.members.get_mut(&to)
-                    && !self.away.contains(&from)
-                    && !self.away.contains(&to)
-                {
-                    member.step(&bytes);
-                }
+            mail.extend(turn.messages.into_iter().map(|(to, bytes)| (from, to, bytes)));
+        }
+        let any = !mail.is_empty();
+        for (from, to, bytes) in mail {
+            if let Some(member) = self.members.get_mut(&to)
+                && !self.away.contains(&from)
+                && !self.away.contains(&to)
+            {
+                member.step(&bytes);
             }
         }
+        any
+    }
+
+    fn take_vote_away(&mut self, node: NodeId) {
+        let mut change = ConfChange::default();
+        change.set_change_type(ConfChangeType::RemoveNode);
+        change.set_node_id(Seat::of(node, birth(node.0)).0);
+        let leader = self.leader();
+        leader.raw.propose_conf_change(Vec::new(), change).expect("a leader may");
+        leader.stirred = true;
     }
 
     fn leader(&mut self) -> &mut Consensus {
@@ -111,19 +121,13 @@ fn the_log_goes_on_without_its_leader_and_not_without_a_majority() {
 /// The leader before had asked for its successor's vote to be taken away, and that is agreed on when the successor leads.
 /// (Found by seed 2827 of 10,000 operations each: nothing was decided any more.)
 #[test]
-fn a_leader_that_takes_its_own_vote_away_hands_over() {
+fn a_leader_that_takes_its_own_vote_away_steps_down() {
     let mut group = Group::form(5);
     group.run(40);
     let first = group.leader().seat.node();
     let next = *group.members.keys().find(|&&id| id != first).expect("others");
-    let seat = Seat::of(next, birth(next.0));
-    let mut change = ConfChange::default();
-    change.set_change_type(ConfChangeType::RemoveNode);
-    change.set_node_id(seat.0);
     group.away = group.members.keys().copied().filter(|&id| id != first && id != next).collect();
-    let leader = group.leader();
-    leader.raw.propose_conf_change(Vec::new(), change).expect("a leader may");
-    leader.stirred = true;
+    group.take_vote_away(next);
     group.exchange();
     assert!(!group.members[&next].is_idle(), "it has the change, and it is not agreed on");
     // Three of five are left, so only the one that has the whole log can be elected.
@@ -135,13 +139,28 @@ fn a_leader_that_takes_its_own_vote_away_hands_over() {
         }
     }
     assert!(!group.members[&next].votes(), "it led, and took its vote away");
+    assert!(!group.members[&next].is_leader(), "every leader votes");
     group.away.remove(&last);
     group.run(80);
-    assert!(!group.members[&next].is_leader(), "it can't decide anything");
     assert!(group.leader().votes());
     group.join(1, 9);
     group.run(5);
     assert_eq!(group.leader().state().nodes.len(), 6);
+}
+
+/// (Found after 8,500 histories of 10,000 operations each, by a panic.)
+#[test]
+fn what_is_behind_the_loss_of_its_own_vote_does_not_harm_a_leader() {
+    let mut group = Group::form(3);
+    group.run(40);
+    let first = group.leader().seat.node();
+    group.take_vote_away(first);
+    group.round();
+    group.join(1, 9);
+    group.exchange();
+    assert!(!group.members[&first].is_leader());
+    group.run(60);
+    assert_eq!(group.leader().state().nodes.len(), 4, "what it proposed in office is decided by its successor");
 }
 
 #[test]
