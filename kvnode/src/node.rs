@@ -12,9 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
-use hyper::header::{HeaderName, HeaderValue};
-use hyper::{HeaderMap, StatusCode};
 use tokio::sync::{Notify, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
@@ -23,13 +20,13 @@ use crate::core::admin::{AdminAnswer, AdminOp, JobState};
 use crate::core::request::{Answer, Op};
 use crate::core::settings::Settings;
 use crate::core::{Committed, Core, Effect, Event, Now, Severity};
-use crate::drill::{Drill, Injected, Lost, Way};
+use crate::drill::{Drill, Injected, Way};
 use crate::peer::{Link, LinkDone, auth};
 use crate::room::{self, RoomGauge};
 use crate::storage::dir::DataDir;
 use crate::storage::{Result, Store, StoreError, Syncer};
 use crate::wire::ident::{Addr, ShardId};
-use crate::wire::peer::{Batch, decode, encode};
+use crate::wire::peer::Batch;
 
 /// How long a node that leaves waits for its peers to hold what it wrote.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -202,30 +199,21 @@ impl NodeHandle {
         Ok(serde_json::to_value(change).unwrap_or_default())
     }
 
-    /// Takes a peer's batch and gives the answer.
-    ///
-    /// # Errors
-    /// The status and text to refuse it with.
-    pub async fn peer_batch(
-        &self,
-        headers: &HeaderMap,
-        body: Bytes,
-    ) -> std::result::Result<((HeaderName, HeaderValue), Bytes), (StatusCode, String)> {
-        let proof = headers.get(auth::HEADER).and_then(|value| value.to_str().ok()).unwrap_or("");
-        if !self.shared.secret.accepts(&body, proof) {
-            return Err((StatusCode::FORBIDDEN, "this cluster's secret was not proven".into()));
-        }
-        let batch = decode(&body).map_err(|why| (StatusCode::BAD_REQUEST, why))?;
+    /// Takes a peer's batch and gives the answer; `None` if there is none: the node is failing, or the link is cut by a drill.
+    pub async fn peer_batch(&self, batch: Batch) -> Option<Batch> {
         let (drill, from) = (&self.shared.drill, batch.from.clone());
-        drill.pass(Way::From, &from).await.map_err(cut)?;
+        drill.pass(Way::From, &from).await.ok()?;
         let (sender, answer) = oneshot::channel();
         lock(&self.shared.inbox).batches.push((batch, sender));
         self.shared.arrived.notify_one();
-        let failing = |_| (StatusCode::SERVICE_UNAVAILABLE, "the node is failing".to_owned());
-        let bytes = encode(&answer.await.map_err(failing)?);
-        drill.pass(Way::To, &from).await.map_err(cut)?;
-        let proof = self.shared.secret.prove(&bytes).parse().expect("base64 is a header value");
-        Ok(((HeaderName::from_static(auth::HEADER), proof), bytes))
+        let answer = answer.await.ok()?;
+        drill.pass(Way::To, &from).await.ok()?;
+        Some(answer)
+    }
+
+    /// What nodes of this cluster prove to each other.
+    pub fn secret(&self) -> &auth::Secret {
+        &self.shared.secret
     }
 
     fn look<T>(&self, at: impl FnOnce(&Core) -> T) -> T {
@@ -309,11 +297,6 @@ fn now(began: Instant, drill: &Drill) -> Now {
     let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     // Never 0: a reading of 0 means "none" between nodes.
     Now { mono_ms: began.elapsed().as_millis() as u64 + 1, wall_ms: drill.wall_ms(wall.as_millis() as u64) }
-}
-
-/// What nobody waits for any more gets this.
-fn cut(Lost: Lost) -> (StatusCode, String) {
-    (StatusCode::SERVICE_UNAVAILABLE, "the link is cut by a drill".into())
 }
 
 /// Syncs what was committed, every so often.

@@ -179,7 +179,7 @@ fn views_shards_and_operations() {
 #[test]
 fn unknown_paths_and_methods() {
     let node = Node::start(&[]);
-    for path in ["/", "/kv", "/view/", "/shard/members", "/peer", "/index.html", "/%6bvs/x"] {
+    for path in ["/", "/kv", "/view/", "/shard/members", "/peer/v1", "/index.html", "/%6bvs/x"] {
         get(&node, path).is_error(404);
     }
     for (method, path, allow) in [
@@ -191,7 +191,7 @@ fn unknown_paths_and_methods() {
         ("POST", "/view", "GET, HEAD, PUT, DELETE"),
         ("GET", "/shard/add-member/s1", "PUT"),
         ("DELETE", "/shard/ids", "GET, HEAD"),
-        ("GET", "/peer/v1", "POST"),
+        ("POST", "/peer", "GET"),
     ] {
         let answer = node.request(method, path, &[], "{}");
         answer.is_error(405);

@@ -98,14 +98,71 @@ fn large_bodies_get_413() {
     assert_eq!(node.request("GET", "/kvs/x", &[], "").json()["value"], value);
 }
 
+/// A connection that has become a stream of batches.
+fn stream(node: &Node) -> Client {
+    let protocol = format!("kvnode-peer/{}", kvnode::wire::peer::PROTOCOL_VERSION);
+    let mut client = node.connect();
+    client.send(&request("GET", "/peer", &[("connection", "upgrade"), ("upgrade", &protocol)], ""));
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.header("upgrade")), (101, Some(&protocol[..])), "{answer:?}");
+    client
+}
+
+/// A length, and nothing behind it yet.
+fn begin_frame(client: &mut Client, length: u32) {
+    std::io::Write::write_all(&mut client.0, &length.to_le_bytes()).expect("the node takes it");
+}
+
 #[test]
-fn batches_of_nodes_have_a_bound_of_their_own() {
-    let node = Node::start(&["--max-body", "4KiB", "--max-peer-body", "2MiB"]);
-    for (size, too_large) in [(1 << 20, false), (3 << 20, true)] {
-        let mut client = node.connect();
-        client.try_send(&request("POST", "/peer/v1", &[], &"x".repeat(size)));
-        assert_eq!(client.answer().status == 413, too_large, "{size}");
+fn batches_of_nodes_have_bounds_of_their_own() {
+    let node = Node::start(&["--max-body", "4KiB", "--max-peer-body", "2MiB", "--body-timeout", "300ms"]);
+    let mut large = stream(&node);
+    begin_frame(&mut large, 3 << 20);
+    assert!(large.closed() < Duration::from_secs(5), "it is too large");
+    // A frame that fits is waited for, but not for ever.
+    let mut stalled = stream(&node);
+    begin_frame(&mut stalled, 1 << 20);
+    assert!(stalled.closed() >= Duration::from_millis(290));
+    // Nothing of this harms anybody else.
+    assert_eq!(node.request("PUT", "/kvs/x", &[], r#"{"value":1}"#).status, 201);
+}
+
+#[test]
+fn all_batches_together_are_bounded() {
+    let node = Node::start(&["--max-peer-body", "2MiB"]);
+    let mut held: Vec<Client> = (0..4).map(|_| stream(&node)).collect();
+    held.iter_mut().for_each(|client| begin_frame(client, 2 << 20));
+    let one_more_is_refused = || {
+        let mut client = stream(&node);
+        begin_frame(&mut client, 2 << 20);
+        // Far from the time that the rest of a frame has.
+        client.0.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        std::io::Read::read(&mut client.0, &mut [0]).is_ok()
+    };
+    until("there is no room for a fifth", one_more_is_refused);
+    drop(held);
+    until("there is room again", || !one_more_is_refused());
+}
+
+#[test]
+fn only_nodes_get_a_stream() {
+    let node = Node::start(&["--cluster-secret", "s"]);
+    let refused = node.request("GET", "/peer", &[], "");
+    refused.is_error(426);
+    let protocol = refused.header("upgrade").expect("it says what it speaks").to_owned();
+    for (upgrade, status) in [("websocket", 426), ("kvnode-peer/1", 426), (&protocol[..], 403)] {
+        let answer = node.request("GET", "/peer", &[("connection", "upgrade"), ("upgrade", upgrade)], "");
+        answer.is_error(status);
     }
+}
+
+#[test]
+fn a_stream_ends_when_the_node_stops() {
+    let mut node = Node::start(&[]);
+    let mut idle = stream(&node);
+    node.signal(rustix::process::Signal::TERM);
+    idle.closed();
+    assert!(node.child.wait().expect("it ends").success());
 }
 
 #[test]

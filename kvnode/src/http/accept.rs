@@ -1,5 +1,6 @@
 //! Taking connections in: how many at once, what happens to those beyond, and how they end when the node stops.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,9 +8,8 @@ use std::time::Duration;
 use hyper::StatusCode;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::{Service, service_fn};
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -17,11 +17,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Front;
 use super::conn::{Guarded, Progress};
-use super::handle::{Arrival, filter};
+use super::handle;
 use super::reply::canned;
 
 /// Connections beyond the bound that are told so at once; the rest is just closed.
 const REFUSALS_MAX: usize = 64;
+/// Header lines that hyper takes by itself.
+const HEADERS_OF_HYPER: usize = 100;
 /// How long telling them may take.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
 /// First and longest pause after accepting failed. Waiting connections stay in the kernel's queue meanwhile.
@@ -36,7 +38,6 @@ pub async fn serve(listener: TcpListener, front: Arc<Front>, mut closing: watch:
     let connections_max = connections_max(limits.max_connections);
     let connections = Arc::new(Semaphore::new(connections_max));
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
-    let filter = filter(front.clone());
     let mut trouble = Trouble::default();
     loop {
         let accepted = tokio::select! {
@@ -49,8 +50,9 @@ pub async fn serve(listener: TcpListener, front: Arc<Front>, mut closing: watch:
                 trouble.is_over();
                 match connections.clone().try_acquire_owned() {
                     Ok(permit) => {
-                        let service = TowerToHyperService::new(warp::service(filter.clone()));
-                        tokio::spawn(connection(stream, front.clone(), service, closing.clone(), permit));
+                        let (front, progress, closing) = (front.clone(), Progress::new(), closing.clone());
+                        let caller = Caller { front, progress, closing, _permit: permit };
+                        tokio::spawn(connection(stream, Arc::new(caller)));
                     }
                     Err(_) => refuse(stream, &refusals),
                 }
@@ -63,38 +65,45 @@ pub async fn serve(listener: TcpListener, front: Arc<Front>, mut closing: watch:
     let _ = connections.acquire_many(all).await;
 }
 
+/// A connection, as far as its requests have to do with it.
+pub struct Caller {
+    pub front: Arc<Front>,
+    pub progress: Arc<Progress>,
+    /// Turns true when the server closes.
+    pub closing: watch::Receiver<bool>,
+    /// Counts the connection, also after it was upgraded.
+    _permit: OwnedSemaphorePermit,
+}
+
 /// Waits until the server is closing, also because whoever would say so is gone.
-async fn told(closing: &mut watch::Receiver<bool>) {
+pub async fn told(closing: &mut watch::Receiver<bool>) {
     let _ = closing.wait_for(|closing| *closing).await;
 }
 
 /// One connection, to its end.
-async fn connection<S>(
-    stream: TcpStream,
-    front: Arc<Front>,
-    service: S,
-    mut closing: watch::Receiver<bool>,
-    permit: OwnedSemaphorePermit,
-) where
-    S: Service<hyper::Request<Incoming>, Response = warp::reply::Response, Error = std::convert::Infallible>,
-{
+async fn connection(stream: TcpStream, caller: Arc<Caller>) {
     let _ = stream.set_nodelay(true);
-    let progress = Progress::new();
-    let socket = TokioIo::new(Guarded::new(stream, progress.clone(), &front.limits));
-    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        progress.request_begins();
-        let arrival = Arrival { target: request.uri().clone(), progress: progress.clone() };
-        request.extensions_mut().insert(arrival);
-        service.call(request)
+    let mut closing = caller.closing.clone();
+    let limits = caller.front.limits.clone();
+    let socket = TokioIo::new(Guarded::new(stream, caller.progress.clone(), &limits));
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        caller.progress.request_begins();
+        let caller = caller.clone();
+        async move { Ok::<_, Infallible>(handle::answer(&caller, request).await) }
     });
-    let connection = http1::Builder::new()
+    let mut builder = http1::Builder::new();
+    // hyper keeps room for its own default on the stack, and for any other number on the heap, for every request.
+    if limits.max_headers != HEADERS_OF_HYPER {
+        builder.max_headers(limits.max_headers);
+    }
+    let connection = builder
         .timer(TokioTimer::new())
         // The guard does this, and tells a half header from an idle connection.
         .header_read_timeout(None)
-        .max_headers(front.limits.max_headers)
-        .max_header_size(front.limits.max_header_bytes)
-        .max_buf_size(front.limits.max_header_bytes.max(64 << 10))
-        .serve_connection(socket, service);
+        .max_header_size(limits.max_header_bytes)
+        .max_buf_size(limits.max_header_bytes.max(64 << 10))
+        .serve_connection(socket, service)
+        .with_upgrades();
     tokio::pin!(connection);
     let ended = tokio::select! {
         biased;
@@ -107,7 +116,6 @@ async fn connection<S>(
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
     }
-    drop(permit);
 }
 
 /// Says that there are too many connections, without letting that grow into a second crowd.

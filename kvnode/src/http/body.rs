@@ -2,45 +2,89 @@
 
 use std::pin::pin;
 
-use bytes::{Buf, Bytes, BytesMut};
-use futures_util::{Stream, StreamExt};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::Body;
 use tokio::time::{Instant, timeout_at};
 
 use super::gate::Lease;
 use super::reply::Refusal;
 use crate::limits::Limits;
 
-/// Reads the body to its end. `declared` is its `Content-Length`, `max` the bound on its bytes. What is read is counted
-/// in `lease`, which the caller keeps as long as it keeps the bytes.
-pub async fn read<B: Buf, E>(
-    body: impl Stream<Item = Result<B, E>>,
-    declared: Option<u64>,
+/// Reads the body to its end. `max`: the bound on its bytes. What is read is counted in `lease`, which the caller keeps as long as
+/// it keeps the bytes.
+pub async fn read<E>(
+    body: impl Body<Data = Bytes, Error = E>,
     max: usize,
     limits: &Limits,
     lease: &mut Lease,
 ) -> Result<Bytes, Refusal> {
-    if declared.is_some_and(|length| length > max as u64) {
+    // Whatever its length is said to be, it is at least that.
+    if body.size_hint().lower() > max as u64 {
         return Err(Refusal::BodyTooLarge { max });
     }
     let mut body = pin!(body);
-    let mut whole = BytesMut::new();
-    let last_moment = Instant::now() + limits.body_total_timeout;
+    let mut whole = Pieces::None;
+    let begun = Instant::now();
+    let last_moment = begun + limits.body_total_timeout;
+    let mut now = begun;
     loop {
-        let patience = last_moment.min(Instant::now() + limits.body_timeout);
-        let piece = match timeout_at(patience, body.next()).await {
+        if body.is_end_stream() {
+            return Ok(whole.join());
+        }
+        let patience = last_moment.min(now + limits.body_timeout);
+        let frame = match timeout_at(patience, body.frame()).await {
             Err(_) => return Err(Refusal::BodyStalled),
-            Ok(None) => return Ok(whole.freeze()),
+            Ok(None) => return Ok(whole.join()),
             Ok(Some(Err(_))) => return Err(Refusal::BodyBroken),
-            Ok(Some(Ok(piece))) => piece,
+            Ok(Some(Ok(frame))) => frame,
         };
-        let length = piece.remaining();
-        if whole.len() + length > max {
+        // Trailers say nothing here.
+        let Ok(piece) = frame.into_data() else { continue };
+        if whole.len() + piece.len() > max {
             return Err(Refusal::BodyTooLarge { max });
         }
-        if !lease.grow(length) {
+        if !lease.grow(piece.len()) {
             return Err(Refusal::Busy { what: "request bodies".to_owned() });
         }
-        whole.extend_from_slice(&{ piece }.copy_to_bytes(length));
+        whole = whole.and(piece);
+        now = Instant::now();
+    }
+}
+
+/// What has come of a body. Most come in one piece, which is not copied.
+enum Pieces {
+    None,
+    One(Bytes),
+    Many(BytesMut),
+}
+
+impl Pieces {
+    fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::One(piece) => piece.len(),
+            Self::Many(pieces) => pieces.len(),
+        }
+    }
+
+    fn and(self, piece: Bytes) -> Self {
+        match self {
+            Self::None => Self::One(piece),
+            Self::One(first) => Self::Many(BytesMut::from(first)).and(piece),
+            Self::Many(mut pieces) => {
+                pieces.extend_from_slice(&piece);
+                Self::Many(pieces)
+            }
+        }
+    }
+
+    fn join(self) -> Bytes {
+        match self {
+            Self::None => Bytes::new(),
+            Self::One(piece) => piece,
+            Self::Many(pieces) => pieces.freeze(),
+        }
     }
 }
 
@@ -49,42 +93,51 @@ mod tests {
     use std::convert::Infallible;
     use std::time::Duration;
 
-    use futures_util::stream;
+    use futures_util::stream::{self, Stream};
+    use http_body_util::{Full, StreamBody};
+    use hyper::body::Frame;
 
     use super::super::gate::Budget;
     use super::*;
 
-    fn pieces(count: usize) -> impl Stream<Item = Result<Bytes, Infallible>> {
-        stream::iter((0..count).map(|_| Ok(Bytes::from_static(b"0123456789"))))
+    type Piece = Result<Frame<Bytes>, Infallible>;
+
+    fn piece() -> Piece {
+        Ok(Frame::data(Bytes::from_static(b"0123456789")))
     }
 
-    async fn read_pieces(count: usize, declared: Option<u64>, room: usize) -> Result<Bytes, Refusal> {
-        let mut lease = Budget::new(room).lease();
-        read(pieces(count), declared, 30, &Limits::default(), &mut lease).await
+    async fn read_all(pieces: impl Stream<Item = Piece>, limits: &Limits, room: usize) -> Result<Bytes, Refusal> {
+        read(StreamBody::new(pieces), 30, limits, &mut Budget::new(room).lease()).await
+    }
+
+    async fn read_pieces(count: usize, room: usize) -> Result<Bytes, Refusal> {
+        read_all(stream::iter((0..count).map(|_| piece())), &Limits::default(), room).await
     }
 
     #[tokio::test(flavor = "current_thread")]
     async fn bodies_end_at_their_bounds() {
-        assert_eq!(read_pieces(0, None, 100).await, Ok(Bytes::new()));
-        assert_eq!(read_pieces(3, None, 100).await.unwrap().len(), 30);
-        assert_eq!(read_pieces(4, None, 100).await, Err(Refusal::BodyTooLarge { max: 30 }));
-        assert_eq!(read_pieces(0, Some(31), 100).await, Err(Refusal::BodyTooLarge { max: 30 }));
-        assert!(matches!(read_pieces(3, None, 20).await, Err(Refusal::Busy { .. })));
+        assert_eq!(read_pieces(0, 100).await, Ok(Bytes::new()));
+        assert_eq!(read_pieces(1, 100).await, Ok(Bytes::from_static(b"0123456789")));
+        assert_eq!(read_pieces(3, 100).await.unwrap(), "0123456789".repeat(3));
+        assert_eq!(read_pieces(4, 100).await, Err(Refusal::BodyTooLarge { max: 30 }));
+        assert!(matches!(read_pieces(3, 20).await, Err(Refusal::Busy { .. })));
+        // Its length is told in advance: nothing of it is read.
+        let mut lease = Budget::new(0).lease();
+        let told = Full::new(Bytes::from(vec![0; 31]));
+        assert_eq!(read(told, 30, &Limits::default(), &mut lease).await, Err(Refusal::BodyTooLarge { max: 30 }));
     }
 
     #[tokio::test(flavor = "current_thread")]
     async fn silence_and_dripping_end() {
         let short = Duration::from_millis(20);
-        let mut lease = Budget::new(1 << 20).lease();
         let limits = Limits { body_timeout: short, ..Limits::default() };
-        let silent = stream::pending::<Result<Bytes, Infallible>>();
-        assert_eq!(read(silent, None, 30, &limits, &mut lease).await, Err(Refusal::BodyStalled));
+        assert_eq!(read_all(stream::pending(), &limits, 100).await, Err(Refusal::BodyStalled));
 
         let limits = Limits { body_total_timeout: short, ..Limits::default() };
         let dripping = stream::unfold((), |()| async {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            Some((Ok::<_, Infallible>(Bytes::from_static(b"x")), ()))
+            Some((Ok(Frame::data(Bytes::new())), ()))
         });
-        assert_eq!(read(dripping, None, 1 << 20, &limits, &mut lease).await, Err(Refusal::BodyStalled));
+        assert_eq!(read_all(dripping, &limits, 100).await, Err(Refusal::BodyStalled));
     }
 }

@@ -120,6 +120,11 @@ impl Guarded {
         }
     }
 
+    /// The socket, for what the connection was upgraded to.
+    pub fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
     fn arm(&mut self, cx: &mut Context<'_>, watch: Watch, limit: Duration) {
         self.watch = watch;
         self.timer.as_mut().reset(Instant::now() + limit);

@@ -2,85 +2,60 @@
 
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
-use futures_util::Stream;
-use hyper::header::CONTENT_LENGTH;
-use hyper::{HeaderMap, Method, Uri};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body, Incoming};
+use hyper::{HeaderMap, Method, Request, Response, Uri};
 use serde_json::json;
-use warp::Filter;
-use warp::filters::BoxedFilter;
 
-use super::Front;
+use super::accept::Caller;
 use super::admin::{self, ReshardQuery};
-use super::body;
-use super::conn::Progress;
-use super::drill;
 use super::fields::{self, Fields};
 use super::gate::Lease;
-use super::query;
 use super::reply::{Refusal, Reply};
 use super::route::Route;
+use super::{Front, body, drill, query, streams};
 use crate::core::request::Op;
 use crate::wire::ident::ShardId;
 
-/// What the connection adds to a request: the target as it came (warp's own filters lose or reject parts of it), and where
-/// the connection's guard learns how far the request is.
-#[derive(Clone)]
-pub struct Arrival {
-    pub target: Uri,
-    pub progress: Arc<Progress>,
-}
-
+/// A request without its body.
 struct Parts {
     method: Method,
-    arrival: Arrival,
+    target: Uri,
     headers: HeaderMap,
 }
 
-/// The one filter: it takes requests apart and never rejects.
-pub fn filter(front: Arc<Front>) -> BoxedFilter<(warp::reply::Response,)> {
-    warp::method()
-        .and(warp::ext::get::<Arrival>())
-        .and(warp::header::headers_cloned())
-        .and(warp::body::stream())
-        .then(move |method, arrival, headers, body| {
-            let front = front.clone();
-            async move { answer(&front, &Parts { method, arrival, headers }, body).await }
-        })
-        .boxed()
-}
-
-async fn answer<B: Buf, E>(
-    front: &Front,
-    parts: &Parts,
-    body: impl Stream<Item = Result<B, E>> + Send,
-) -> warp::reply::Response {
-    let reply = respond(front, parts, body).await.unwrap_or_else(Refusal::reply);
-    tracing::debug!(method = %parts.method, path = parts.arrival.target.path(), status = reply.status.as_u16(), "request");
-    parts.arrival.progress.answered();
+/// One request of a connection, and its answer.
+pub async fn answer(caller: &Arc<Caller>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let (method, target) = (request.method().clone(), request.uri().clone());
+    let reply = respond(caller, request).await.unwrap_or_else(Refusal::reply);
+    tracing::debug!(%method, path = target.path(), status = reply.status.as_u16(), "request");
+    caller.progress.answered();
     reply.into_response()
 }
 
 /// Checks in the order of the contract: route, body, key, value, causal metadata, dependencies (the node's).
-async fn respond<B: Buf, E>(
-    front: &Front,
-    parts: &Parts,
-    body: impl Stream<Item = Result<B, E>> + Send,
-) -> Result<Reply, Refusal> {
-    let route = Route::of(parts.arrival.target.path()).ok_or(Refusal::UnknownPath)?;
-    if !route.methods().contains(&parts.method) {
+async fn respond(caller: &Arc<Caller>, mut request: Request<Incoming>) -> Result<Reply, Refusal> {
+    let front = &*caller.front;
+    let route = Route::of(request.uri().path()).ok_or(Refusal::UnknownPath)?;
+    if !route.methods().contains(request.method()) {
         return Err(Refusal::WrongMethod(route.methods()));
     }
+    if matches!(route, Route::Peer) {
+        return streams::open(caller, &mut request);
+    }
     let ticket = if route.is_data() { Some(front.gate.enter().ok_or(Refusal::Stopping)?) } else { None };
-    let (max, budget) = match route {
-        Route::Peer => (front.limits.max_peer_body, &front.peer_bodies),
-        _ => (front.limits.max_body, &front.client_bodies),
+    let mut lease = front.client_bodies.lease();
+    let (head, incoming) = request.into_parts();
+    let body = if incoming.is_end_stream() {
+        Bytes::new()
+    } else {
+        body::read(incoming, front.limits.max_body, &front.limits, &mut lease).await?
     };
-    let mut lease = budget.lease();
-    let declared = parts.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-    let body = body::read(body, declared, max, &front.limits, &mut lease).await?;
-    parts.arrival.progress.body_is_read();
-    let reply = dispatch(front, parts, route, body).await?;
+    caller.progress.body_is_read();
+    let parts = Parts { method: head.method, target: head.uri, headers: head.headers };
+    let route = Route::of(parts.target.path()).ok_or(Refusal::UnknownPath)?;
+    let reply = dispatch(front, &parts, route, body).await?;
     drop(ticket);
     hold(reply, lease, &parts.method)
 }
@@ -107,7 +82,7 @@ async fn dispatch(front: &Front, parts: &Parts, route: Route<'_>, body: Bytes) -
         Route::Key(raw) => on_key(front, parts, raw, &body).await,
         Route::Keys => {
             let fields = Fields::of(&body)?;
-            let op = query::list(parts.arrival.target.query().unwrap_or(""))?;
+            let op = query::list(parts.target.query().unwrap_or(""))?;
             Ok(Reply::of(node.request(op, fields.tokens(&parts.headers)?).await))
         }
         Route::KeyCount(raw) => key_count(front, raw).await,
@@ -118,7 +93,7 @@ async fn dispatch(front: &Front, parts: &Parts, route: Route<'_>, body: Bytes) -
         Route::AddMember(raw) => admin::add_member(front, shard(front, raw).ok(), &body).await,
         Route::Reshard => match parts.method {
             Method::PUT => {
-                let query = ReshardQuery::of(parts.arrival.target.query().unwrap_or(""))?;
+                let query = ReshardQuery::of(parts.target.query().unwrap_or(""))?;
                 admin::reshard(front, query, &body).await
             }
             Method::DELETE => admin::abort(front).await,
@@ -142,10 +117,8 @@ async fn dispatch(front: &Front, parts: &Parts, route: Route<'_>, body: Bytes) -
         Route::Ready => ready(front),
         Route::Status => Ok(Reply::ok(&node.status())),
         Route::Metrics => Ok(Reply::bytes("text/plain; version=0.0.4; charset=utf-8", node.metrics().into_bytes())),
-        Route::Peer => match node.peer_batch(&parts.headers, body).await {
-            Ok((proof, answer)) => Ok(Reply::bytes("application/octet-stream", answer.into()).with(proof)),
-            Err((status, why)) => Err(Refusal::Peer(status, why)),
-        },
+        // It was answered before its body was read.
+        Route::Peer => Err(Refusal::UnknownPath),
     }
 }
 

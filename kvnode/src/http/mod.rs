@@ -1,13 +1,14 @@
 //! The HTTP front end: one port for clients, operators and the other nodes.
 //!
 //! A connection is hyper's own loop over a guarded socket ([`conn`]: time limits on silence, half headers and answers that
-//! nobody takes). Its requests go through one warp filter that only takes them apart; everything else is plain code:
+//! nobody takes). What it hands over goes through plain code:
 //!
 //! [`accept`] → [`conn`] → [`handle`] → [`route`] (which request is it?) → [`body`] (read it, within bounds) →
 //! [`fields`], [`query`] (what does it say?) → the node → [`reply`] (every answer and every refusal is written there).
+//! Other nodes turn their connections into [`streams`] of batches.
 //!
-//! `warp::serve` and warp's own path, body and rejection filters are not used: they know no header time-out, don't decode
-//! paths, refuse chunked bodies, and answer text instead of JSON.
+//! No framework stands between: one with filters or extractors would know no header time-out, not decode paths as the
+//! contract does, and answer text where it refuses; nothing would be left of it but its cost.
 //!
 //! Decisions where the contract leaves room: HEAD is GET without the body; OPTIONS is a method that no path has (405). A
 //! field given twice in a body is refused (400), an unknown one is ignored. A `%` that starts no escape is refused. Bodies
@@ -31,6 +32,7 @@ pub mod probe;
 mod query;
 mod reply;
 mod route;
+mod streams;
 
 pub use gate::Gate;
 

@@ -2,8 +2,9 @@
 //! status.
 
 use bytes::Bytes;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
-use hyper::{Method, StatusCode};
+use http_body_util::Full;
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE};
+use hyper::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::fields::METADATA_HEADER;
@@ -16,11 +17,11 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const CLOSE: (HeaderName, HeaderValue) = (CONNECTION, HeaderValue::from_static("close"));
 const COME_BACK: (HeaderName, HeaderValue) = (RETRY_AFTER, HeaderValue::from_static("1"));
 
-/// An answer before it becomes warp's.
+/// An answer before it becomes hyper's.
 #[derive(Debug)]
 pub struct Reply {
     pub status: StatusCode,
-    content_type: HeaderValue,
+    content_type: Option<HeaderValue>,
     headers: Vec<(HeaderName, HeaderValue)>,
     pub body: Vec<u8>,
     /// The body's part of a bound on bytes in memory, given back once the client has taken it.
@@ -64,8 +65,10 @@ pub enum Refusal {
     Stopping,
     /// A fault that can't be injected here.
     Drill(StatusCode, String),
-    /// What another node's batch got.
-    Peer(StatusCode, String),
+    /// The connection was not asked to become this stream.
+    NoStream(String),
+    /// A node that does not prove the cluster's secret.
+    Unproven,
 }
 
 impl From<NotReady> for Refusal {
@@ -76,7 +79,7 @@ impl From<NotReady> for Refusal {
 
 impl Reply {
     pub fn json(status: StatusCode, body: &Value) -> Self {
-        Self { status, content_type: JSON, headers: Vec::new(), body: body.to_string().into_bytes(), lease: None }
+        Self { status, content_type: Some(JSON), headers: Vec::new(), body: body.to_string().into_bytes(), lease: None }
     }
 
     pub fn ok(body: &Value) -> Self {
@@ -84,8 +87,13 @@ impl Reply {
     }
 
     pub fn bytes(content_type: &'static str, body: Vec<u8>) -> Self {
-        let content_type = HeaderValue::from_static(content_type);
+        let content_type = Some(HeaderValue::from_static(content_type));
         Self { status: StatusCode::OK, content_type, headers: Vec::new(), body, lease: None }
+    }
+
+    /// No more than a status, and headers.
+    pub fn empty(status: StatusCode) -> Self {
+        Self { status, content_type: None, headers: Vec::new(), body: Vec::new(), lease: None }
     }
 
     fn error(status: StatusCode, error: &str) -> Self {
@@ -104,10 +112,11 @@ impl Reply {
         for field in fields {
             body.extend_from_slice(field);
         }
-        body.extend_from_slice(b",\"causal-metadata\":");
-        body.extend_from_slice(Value::from(token).to_string().as_bytes());
-        body.push(b'}');
-        let reply = Self { status, content_type: JSON, headers: Vec::new(), body, lease: None };
+        // A token is base64: nothing in it needs an escape.
+        body.extend_from_slice(b",\"causal-metadata\":\"");
+        body.extend_from_slice(token.as_bytes());
+        body.extend_from_slice(b"\"}");
+        let reply = Self { status, content_type: Some(JSON), headers: Vec::new(), body, lease: None };
         match HeaderValue::from_str(token) {
             Ok(value) => reply.with((HeaderName::from_static(METADATA_HEADER), value)),
             Err(_) => reply,
@@ -173,14 +182,16 @@ impl Reply {
         self
     }
 
-    pub fn into_response(self) -> warp::reply::Response {
+    pub fn into_response(self) -> Response<Full<Bytes>> {
         let body = match self.lease {
             Some(lease) => Bytes::from_owner(Leased(self.body, lease)),
             None => Bytes::from(self.body),
         };
-        let mut response = warp::reply::Response::new(body.into());
+        let mut response = Response::new(Full::new(body));
         *response.status_mut() = self.status;
-        response.headers_mut().insert(CONTENT_TYPE, self.content_type);
+        if let Some(content_type) = self.content_type {
+            response.headers_mut().insert(CONTENT_TYPE, content_type);
+        }
         for (name, value) in self.headers {
             response.headers_mut().insert(name, value);
         }
@@ -225,7 +236,13 @@ impl Refusal {
                 let reply = Reply::error(StatusCode::SERVICE_UNAVAILABLE, "This node is shutting down");
                 reply.with(COME_BACK).with(CLOSE)
             }
-            Self::Drill(status, error) | Self::Peer(status, error) => Reply::error(status, &error),
+            Self::Drill(status, error) => Reply::error(status, &error),
+            Self::NoStream(protocol) => {
+                let error = format!("Nodes talk here: this one speaks {protocol}, and nothing else");
+                let protocol = HeaderValue::from_str(&protocol).expect("a name and a number are text");
+                Reply::error(StatusCode::UPGRADE_REQUIRED, &error).with((UPGRADE, protocol))
+            }
+            Self::Unproven => Reply::error(StatusCode::FORBIDDEN, "This cluster's secret was not proven"),
         }
     }
 }

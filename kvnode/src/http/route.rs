@@ -25,7 +25,7 @@ pub enum Route<'a> {
     Metrics,
     /// Faults injected here.
     Drill,
-    /// A batch from another node.
+    /// Where another node opens a stream of batches.
     Peer,
 }
 
@@ -47,7 +47,7 @@ impl<'a> Route<'a> {
             "/status" => Self::Status,
             "/metrics" => Self::Metrics,
             "/drill" => Self::Drill,
-            "/peer/v1" => Self::Peer,
+            crate::peer::PATH => Self::Peer,
             _ => return Self::with_parameter(path),
         };
         Some(exact)
@@ -67,7 +67,7 @@ impl<'a> Route<'a> {
         match self {
             Self::Key(_) | Self::View | Self::Reshard | Self::Drill => READ_AND_WRITE,
             Self::AddMember(_) | Self::Recover => &[Method::PUT],
-            Self::Peer => &[Method::POST],
+            Self::Peer => &[Method::GET],
             _ => READ,
         }
     }
@@ -102,7 +102,7 @@ mod tests {
             ("/status", Route::Status),
             ("/metrics", Route::Metrics),
             ("/drill", Route::Drill),
-            ("/peer/v1", Route::Peer),
+            ("/peer", Route::Peer),
         ];
         for (path, route) in table {
             assert_eq!(Route::of(path), Some(route), "{path}");
@@ -113,7 +113,7 @@ mod tests {
     fn paths_that_do_not() {
         let unknown = ["", "/", "*", "/kvs/", "/kv", "/kvsx", "/view/", "/VIEW", "/shard", "/shard/", "/shard/ids/"];
         let more = ["/shard/members", "/shard/members/", "/shard/key-count/", "/shard/reshard/", "/shard/add-member/"];
-        for path in unknown.iter().chain(&more).chain(&["/peer", "/peer/v2", "/health/x", "//kvs/x"]) {
+        for path in unknown.iter().chain(&more).chain(&["/peer/", "/peer/v1", "/health/x", "//kvs/x"]) {
             assert_eq!(Route::of(path), None, "{path}");
         }
     }
@@ -126,6 +126,6 @@ mod tests {
         for route in [Route::Keys, Route::ShardIds, Route::Ready, Route::Metrics] {
             assert_eq!(route.methods(), READ);
         }
-        assert_eq!(Route::Peer.methods(), [Method::POST]);
+        assert_eq!(Route::Peer.methods(), [Method::GET]);
     }
 }

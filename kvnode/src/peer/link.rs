@@ -1,35 +1,32 @@
 //! The sending side of a link.
-//!
-//! One connection per link, kept, straight on hyper's own: what a client for any URL does for each request (a pool, redirects, parsing
-//! the URL) costs as much as the rest of a small batch.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{HOST, HeaderValue};
-use hyper::{Method, Request, Response, Uri};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
-use super::{PATH, auth};
+use super::frames::Frames;
+use super::{PATH, auth, protocol};
 use crate::drill::{Drill, Way};
 use crate::wire::ident::Addr;
-use crate::wire::peer::{self, Batch};
+use crate::wire::peer::Batch;
 
-/// A node that does not accept a connection for so long counts as not there.
+/// A node that does not accept a connection for so long, or does not make it a stream, counts as not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// A batch that was not answered for so long is lost. Longer than any pause that is not a failure.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// A connection that was not used for so long is not used again: below the server's limit for idle connections, which
-/// could close it under a request.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// An answer is a batch; its size is bounded by what a sender puts in one.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// Text of a refusal that is read.
+const REFUSAL_BYTES_MAX: usize = 4 << 10;
 
 /// What became of a batch.
 pub enum LinkDone {
@@ -91,98 +88,106 @@ async fn along(drill: &Drill, peer: &Addr, sent: impl Future<Output = LinkDone>)
     }
 }
 
-type Sender = SendRequest<Full<Bytes>>;
-
 /// Why there is no answer.
 enum Failed {
-    /// The request certainly was not seen.
-    Unseen,
+    /// The batch certainly was not acted on.
+    Unseen(String),
     Unknown(String),
 }
 
-/// A peer, and the connection to it.
+/// A peer, and the stream to it.
 struct Line {
     peer: Addr,
     host: HeaderValue,
     secret: auth::Secret,
-    /// Since when it has been idle.
-    open: Option<(Sender, Instant)>,
+    /// Nothing is on its way here.
+    open: Option<Frames>,
 }
 
 impl Line {
     async fn post(&mut self, batch: Batch) -> LinkDone {
-        let body = peer::encode(&batch);
-        let proof = self.secret.prove(&body);
-        match timeout(ANSWER_TIMEOUT, self.exchange(&body, &proof)).await {
+        match timeout(ANSWER_TIMEOUT, self.exchange(&batch)).await {
             Ok(Ok(answer)) => LinkDone::Answered(answer),
-            Ok(Err(Failed::Unseen)) => LinkDone::Undelivered(batch),
+            Ok(Err(Failed::Unseen(why))) => {
+                tracing::debug!(peer = %self.peer, why, "a message can't be delivered");
+                LinkDone::Undelivered(batch)
+            }
             Ok(Err(Failed::Unknown(why))) => LinkDone::Lost { why },
             Err(_) => LinkDone::Lost { why: format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()) },
         }
     }
 
-    /// One request and its answer. The connection is kept if all went well.
-    async fn exchange(&mut self, body: &Bytes, proof: &str) -> Result<Batch, Failed> {
-        if let Some((mut sender, since)) = self.open.take()
-            && since.elapsed() < IDLE_TIMEOUT
-            && sender.ready().await.is_ok()
+    /// One batch and its answer. The stream is kept if all went well.
+    async fn exchange(&mut self, batch: &Batch) -> Result<Batch, Failed> {
+        if let Some(mut frames) = self.open.take()
+            && frames.is_idle()
         {
-            match self.ask(&mut sender, body, proof).await {
+            match ask(&mut frames, batch).await {
                 // Closed by the peer in the meantime.
-                Err(Failed::Unseen) => {}
-                answered => return self.keep(sender, answered),
+                Err(Failed::Unseen(_)) => {}
+                answered => return self.keep(frames, answered),
             }
         }
-        let mut sender = self.connect().await?;
-        let answered = self.ask(&mut sender, body, proof).await;
-        self.keep(sender, answered)
+        let opened = timeout(CONNECT_TIMEOUT, self.open()).await;
+        let mut frames =
+            opened.unwrap_or_else(|_| Err("it does not accept connections".into())).map_err(Failed::Unseen)?;
+        let answered = ask(&mut frames, batch).await;
+        self.keep(frames, answered)
     }
 
-    fn keep(&mut self, sender: Sender, answered: Result<Batch, Failed>) -> Result<Batch, Failed> {
+    fn keep(&mut self, frames: Frames, answered: Result<Batch, Failed>) -> Result<Batch, Failed> {
         if answered.is_ok() {
-            self.open = Some((sender, Instant::now()));
+            self.open = Some(frames);
         }
         answered
     }
 
-    async fn connect(&self) -> Result<Sender, Failed> {
-        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(self.peer.as_str())).await;
-        let Ok(Ok(stream)) = connected else { return Err(Failed::Unseen) };
+    /// Opens a stream, or says why there is none.
+    async fn open(&self) -> Result<Frames, String> {
+        let stream = TcpStream::connect(self.peer.as_str()).await.map_err(|error| error.to_string())?;
         // A socket that can't be set up has broken already, and says so when it is used.
         let _ = stream.set_nodelay(true);
-        let (sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| Failed::Unknown(error.to_string()))?;
-        tokio::spawn(connection);
-        Ok(sender)
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+        tokio::spawn(connection.with_upgrades());
+        let response = sender.send_request(self.request()).await.map_err(|error| error.to_string())?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refusal(response).await);
+        }
+        let upgraded = hyper::upgrade::on(response).await.map_err(|error| error.to_string())?;
+        let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| "it is no socket".to_owned())?;
+        Ok(Frames::new(parts.io.into_inner(), parts.read_buf, self.secret.clone()))
     }
 
-    async fn ask(&self, sender: &mut Sender, body: &Bytes, proof: &str) -> Result<Batch, Failed> {
-        let mut request = Request::new(Full::new(body.clone()));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = Uri::from_static(PATH);
-        request.headers_mut().insert(HOST, self.host.clone());
-        let proof = HeaderValue::from_str(proof).expect("base64 is text");
-        request.headers_mut().insert(auth::HEADER, proof);
-        match sender.try_send_request(request).await {
-            Ok(response) => read_answer(response, &self.secret).await.map_err(Failed::Unknown),
-            // It comes back if it was never handed to the socket.
-            Err(mut error) => match error.take_message() {
-                Some(_) => Err(Failed::Unseen),
-                None => Err(Failed::Unknown(error.into_error().to_string())),
-            },
-        }
+    fn request(&self) -> Request<Empty<Bytes>> {
+        let protocol = protocol();
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = hyper::Uri::from_static(PATH);
+        let headers = request.headers_mut();
+        headers.insert(HOST, self.host.clone());
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        let proof = self.secret.prove(protocol.as_bytes());
+        headers.insert(auth::HEADER, HeaderValue::from_str(&proof).expect("base64 is text"));
+        headers.insert(UPGRADE, HeaderValue::from_str(&protocol).expect("a name and a number are text"));
+        request
     }
 }
 
-async fn read_answer(response: Response<hyper::body::Incoming>, secret: &auth::Secret) -> Result<Batch, String> {
+async fn ask(frames: &mut Frames, batch: &Batch) -> Result<Batch, Failed> {
+    frames.send(batch).await.map_err(|error| Failed::Unseen(error.to_string()))?;
+    let answer = async {
+        let length = frames.begins(ANSWER_BYTES_MAX).await?;
+        frames.take(length, ANSWER_TIMEOUT).await
+    };
+    answer.await.map_err(|broken| Failed::Unknown(broken.to_string()))
+}
+
+/// What a peer says that does not open a stream.
+async fn refusal(response: Response<hyper::body::Incoming>) -> String {
     let (head, body) = response.into_parts();
-    let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| error.to_string())?.to_bytes();
-    if !head.status.is_success() {
-        return Err(format!("it answered {}: {}", head.status, String::from_utf8_lossy(&body).trim()));
-    }
-    let proof = head.headers.get(auth::HEADER).and_then(|value| value.to_str().ok()).unwrap_or("");
-    if !secret.accepts(&body, proof) {
-        return Err("its answer does not prove this cluster's secret".into());
-    }
-    peer::decode(&body)
+    let text = match Limited::new(body, REFUSAL_BYTES_MAX).collect().await {
+        Ok(body) => String::from_utf8_lossy(&body.to_bytes()).trim().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    format!("it answered {}: {text}", head.status)
 }

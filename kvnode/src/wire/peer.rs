@@ -1,4 +1,4 @@
-//! What nodes say to each other: one [`Batch`] per request of a peer link, and one as its answer.
+//! What nodes say to each other: one [`Batch`] at a time on a peer link, and one as its answer.
 //!
 //! On the wire a batch is the byte [`PROTOCOL_VERSION`] followed by its postcard encoding. Every message is idempotent or
 //! numbered, so a batch may be lost, repeated or overtaken.
@@ -15,7 +15,7 @@ use crate::core::topology::{ClusterId, Proposal, RequestId, SlotRun, Topology, T
 use crate::storage::Version;
 
 /// First byte of every batch. A node refuses a version that it does not know.
-pub const PROTOCOL_VERSION: u8 = 3;
+pub const PROTOCOL_VERSION: u8 = 4;
 
 /// Messages from one life of a node to one life of another.
 ///
@@ -272,8 +272,13 @@ impl Message {
 
 /// The bytes of a batch.
 pub fn encode(batch: &Batch) -> Bytes {
-    let bytes = postcard::to_extend(batch, vec![PROTOCOL_VERSION]);
-    bytes.expect("a batch holds nothing that postcard refuses").into()
+    encode_onto(batch, Vec::new()).into()
+}
+
+/// The same at the end of other bytes.
+pub fn encode_onto(batch: &Batch, mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.push(PROTOCOL_VERSION);
+    postcard::to_extend(batch, bytes).expect("a batch holds nothing that postcard refuses")
 }
 
 /// Reads a batch, or says what is wrong with it.

@@ -98,7 +98,8 @@ fn refusals() {
         (Refusal::Busy { what: "x".to_owned() }, 503),
         (Refusal::NotReady("x".to_owned()), 503),
         (Refusal::Stopping, 503),
-        (Refusal::Peer(StatusCode::FORBIDDEN, "x".to_owned()), 403),
+        (Refusal::NoStream("x/1".to_owned()), 426),
+        (Refusal::Unproven, 403),
     ];
     for (refusal, status) in table {
         let reply = refusal.clone().reply();
