@@ -1,36 +1,49 @@
 //! `causal-metadata` on the wire: a context as text that only this cluster can have made.
 //!
-//! base64url without padding of: version byte, postcard of the context, 8 bytes of HMAC-SHA256 over what precedes, under
-//! the cluster's context key. The code keeps a client's mistake, or another cluster's token, from poisoning a clock; it is
-//! no secret and grants nothing.
+//! base64url without padding of: version byte, postcard of the context, the 8 bytes of SipHash-2-4 over what precedes, under
+//! the cluster's context key. SipHash (Aumasson and Bernstein, 2012) is made to authenticate short messages, and costs a tenth of
+//! what an HMAC does on them. The code keeps a client's mistake, or another cluster's token, from poisoning a clock; it is no
+//! secret and grants nothing.
+
+use std::hash::Hasher;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
+use siphasher::sip::SipHasher24;
 
 use super::causal::Context;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const MAC_LEN: usize = 8;
+/// About what an origin and its number take.
+const ENTRY_LEN: usize = 16;
 /// Longer texts are refused unread. A context of 1,000 origins stays below half of it.
 const TEXT_LEN_MAX: usize = 65_536;
 
-/// Makes and checks tokens under one key. The key's share of the work is done once.
+/// Makes and checks tokens under one key.
 #[derive(Clone, Debug)]
-pub struct Seal(Hmac<Sha256>);
+pub struct Seal(SipHasher24);
 
 impl Seal {
+    /// Of the key the first half counts: SipHash takes 128 bits.
     pub fn new(key: &[u8; 32]) -> Self {
-        Self(Hmac::new_from_slice(key).expect("HMAC takes keys of any length"))
+        let (key, _) = key.split_first_chunk().expect("32 bytes have a half");
+        Self(SipHasher24::new_with_key(key))
+    }
+
+    fn tag(&self, signed: &[u8]) -> [u8; MAC_LEN] {
+        let mut hasher = self.0;
+        hasher.write(signed);
+        hasher.finish().to_le_bytes()
     }
 
     /// The text of a context.
     pub fn encode(&self, context: &Context) -> String {
-        let mut bytes =
-            postcard::to_extend(context, vec![VERSION]).expect("a context holds nothing that postcard refuses");
-        let tag = self.0.clone().chain_update(&bytes).finalize().into_bytes();
-        bytes.extend_from_slice(&tag[..MAC_LEN]);
+        let mut start = Vec::with_capacity(2 + MAC_LEN + ENTRY_LEN * context.seen.len());
+        start.push(VERSION);
+        let mut bytes = postcard::to_extend(context, start).expect("a context holds nothing that postcard refuses");
+        let tag = self.tag(&bytes);
+        bytes.extend_from_slice(&tag);
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
@@ -41,7 +54,9 @@ impl Seal {
         }
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         let (signed, tag) = bytes.split_at_checked(bytes.len().checked_sub(MAC_LEN)?)?;
-        self.0.clone().chain_update(signed).verify_truncated_left(tag).ok()?;
+        if self.tag(signed) != tag {
+            return None;
+        }
         let (&VERSION, body) = signed.split_first()? else { return None };
         postcard::from_bytes(body).ok()
     }

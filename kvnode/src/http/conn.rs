@@ -100,7 +100,10 @@ pub struct Guarded {
     header_timeout: Duration,
     idle_timeout: Duration,
     write_timeout: Duration,
+    /// Wakes this task at the deadline or before it.
     timer: Pin<Box<Sleep>>,
+    /// When what is watched is over.
+    deadline: Instant,
     watch: Watch,
     /// An answer in place of hyper's own, and how much of it is written.
     instead: Option<(Vec<u8>, usize)>,
@@ -108,13 +111,15 @@ pub struct Guarded {
 
 impl Guarded {
     pub fn new(stream: TcpStream, progress: Arc<Progress>, limits: &Limits) -> Self {
+        let deadline = Instant::now() + limits.header_timeout;
         Self {
             stream,
             progress,
             header_timeout: limits.header_timeout,
             idle_timeout: limits.idle_timeout,
             write_timeout: limits.write_timeout,
-            timer: Box::pin(tokio::time::sleep(limits.header_timeout)),
+            timer: Box::pin(tokio::time::sleep_until(deadline)),
+            deadline,
             watch: Watch::Phase(HEADER),
             instead: None,
         }
@@ -127,7 +132,16 @@ impl Guarded {
 
     fn arm(&mut self, cx: &mut Context<'_>, watch: Watch, limit: Duration) {
         self.watch = watch;
-        self.timer.as_mut().reset(Instant::now() + limit);
+        self.deadline = Instant::now() + limit;
+        // Setting the timer costs more than anything else here, and every request has two deadlines. One that is set
+        // for a moment before is left alone: when that has come, it is set for the deadline that holds then.
+        if self.deadline < self.timer.deadline() || self.timer.is_elapsed() {
+            self.set_timer(cx);
+        }
+    }
+
+    fn set_timer(&mut self, cx: &mut Context<'_>) {
+        self.timer.as_mut().reset(self.deadline);
         // Polled so that it wakes this task even if hyper doesn't come back to the socket before.
         let _ = self.timer.as_mut().poll(cx);
     }
@@ -139,9 +153,15 @@ impl Guarded {
             Watch::Phase(phase) => self.progress.phase() == phase,
             Watch::Write | Watch::Linger => true,
         };
-        if running && self.timer.as_mut().poll(cx).is_ready() {
+        if self.timer.as_mut().poll(cx).is_pending() {
+            return Ok(());
+        }
+        if running && Instant::now() >= self.deadline {
             return Err(io::ErrorKind::TimedOut.into());
         }
+        // What comes next has a deadline of its own; until then there is nothing to wake up for.
+        self.deadline = if running { self.deadline } else { Instant::now() + self.idle_timeout };
+        self.set_timer(cx);
         Ok(())
     }
 

@@ -27,9 +27,11 @@ struct Parts {
 
 /// One request of a connection, and its answer.
 pub async fn answer(caller: &Arc<Caller>, request: Request<Incoming>) -> Response<Full<Bytes>> {
-    let (method, target) = (request.method().clone(), request.uri().clone());
+    let told = tracing::enabled!(tracing::Level::DEBUG).then(|| (request.method().clone(), request.uri().clone()));
     let reply = respond(caller, request).await.unwrap_or_else(Refusal::reply);
-    tracing::debug!(%method, path = target.path(), status = reply.status.as_u16(), "request");
+    if let Some((method, target)) = told {
+        tracing::debug!(%method, path = target.path(), status = reply.status.as_u16(), "request");
+    }
     caller.progress.answered();
     reply.into_response()
 }

@@ -13,6 +13,8 @@ use super::query;
 use crate::core::request::{Answer, Missing};
 use crate::node::NotReady;
 
+#[expect(clippy::declare_interior_mutable_const, reason = "a constant name changes nothing inside")]
+const METADATA: HeaderName = HeaderName::from_static(METADATA_HEADER);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const CLOSE: (HeaderName, HeaderValue) = (CONNECTION, HeaderValue::from_static("close"));
 const COME_BACK: (HeaderName, HeaderValue) = (RETRY_AFTER, HeaderValue::from_static("1"));
@@ -118,7 +120,7 @@ impl Reply {
         body.extend_from_slice(b"\"}");
         let reply = Self { status, content_type: Some(JSON), headers: Vec::new(), body, lease: None };
         match HeaderValue::from_str(token) {
-            Ok(value) => reply.with((HeaderName::from_static(METADATA_HEADER), value)),
+            Ok(value) => reply.with((METADATA, value)),
             Err(_) => reply,
         }
     }
