@@ -2,7 +2,8 @@
 //!
 //! Everything happens in *turns*. A turn takes all events that have gathered, hands them to the core, commits what they
 //! changed in one batch (and syncs it, under `--fsync always`), and only then sends the answers and messages of the turn.
-//! While a turn waits for the disk, the next one gathers: that is the group commit.
+//! While a turn waits for the disk, the next one gathers: that is the group commit. Only a node's own writes go to the other
+//! replicas before, so that all disks sync them at the same time.
 //!
 //! Invariant: the core is changed, and its effects and batches are taken, by the loop alone. Everybody else puts events in
 //! the inbox or looks. A read that has to wait for nothing is such a look, unless a turn waits for the disk just then.
@@ -388,29 +389,45 @@ impl Loop {
             }
             (std::mem::take(&mut inbox.events), std::mem::take(&mut inbox.batches))
         };
-        let (senders, syncer) = self.handle(events, batches, tick)?;
+        let (senders, syncer, urgent) = self.handle(events, batches, tick)?;
         if let Some(syncer) = syncer {
+            if !urgent {
+                self.send_writes();
+            }
             self.sync(syncer).await?;
         }
         self.act(senders);
         Ok(())
     }
 
-    /// The synchronous part of a turn: handle and commit. Gives the peers that wait for an answer, and what has
-    /// to be synced first.
+    /// Sends the writes that clients wait for ahead of the sync that their answers wait for, too.
+    fn send_writes(&mut self) {
+        let at = now(self.shared.began, &self.shared.drill);
+        let awaited = lock(&self.shared.core).awaited_peers();
+        for peer in awaited.into_iter().filter(|peer| !self.busy.contains(peer)).collect::<Vec<_>>() {
+            let batch = lock(&self.shared.core).next_writes(at, &peer);
+            if let Some(batch) = batch {
+                self.link(&peer).send(batch);
+                self.busy.insert(peer);
+            }
+        }
+    }
+
+    /// The synchronous part of a turn: handle and commit. Gives the peers that wait for an answer, what has to be synced first, and
+    /// whether that is more than data.
     fn handle(
         &mut self,
         events: Vec<Event>,
         batches: Vec<(Batch, oneshot::Sender<Batch>)>,
         tick: bool,
-    ) -> Result<(PeersWaiting, Option<Arc<dyn Syncer>>)> {
+    ) -> Result<(PeersWaiting, Option<Arc<dyn Syncer>>, bool)> {
         let shared = self.shared.clone();
         let mut core = lock(&shared.core);
         let done = self.handle_all(&mut core, events, batches, tick);
         let due = |committed: &Committed| committed.urgent || (committed.changed && self.always);
         let syncer = done.as_ref().ok().and_then(|(_, committed)| self.syncer.clone().filter(|_| due(committed)));
         shared.held.store(syncer.is_some() || done.is_err(), Ordering::Relaxed);
-        done.map(|(senders, _)| (senders, syncer))
+        done.map(|(senders, committed)| (senders, syncer, committed.urgent))
     }
 
     fn handle_all(

@@ -421,11 +421,31 @@ impl Core {
         if weight < BATCH_WEIGHT_MAX {
             messages.extend(self.take_writes_for(addr, BATCH_WEIGHT_MAX - weight));
         }
+        self.owe(addr);
+        Some(self.batch_of(addr, messages))
+    }
+
+    /// A peer is given a batch now, and owes an answer.
+    fn owe(&mut self, addr: &Addr) {
         let now_ms = self.now.mono_ms;
         if let Some(peer) = self.peers.get_mut(addr) {
             peer.owes_since_ms.get_or_insert(now_ms);
         }
-        Some(self.batch_of(addr, messages))
+    }
+
+    /// The peers to which [`Core::next_writes`] has something to give: clients wait for them to hold it.
+    pub fn awaited_peers(&self) -> Vec<Addr> {
+        let awaited = self.peers.iter().filter(|(addr, peer)| peer.is_eager && self.has_writes_for(addr, peer));
+        awaited.map(|(addr, _)| addr.clone()).collect()
+    }
+
+    /// A batch of nothing but this node's own writes. Alone of all batches it may leave before they are on stable media here: it tells
+    /// nobody that they are, and who loses them does not go on under the origin that wrote them. So two disks work at a time.
+    pub fn next_writes(&mut self, now: Now, addr: &Addr) -> Option<Batch> {
+        self.now.mono_ms = self.now.mono_ms.max(now.mono_ms);
+        let writes = self.take_writes_for(addr, BATCH_WEIGHT_MAX)?;
+        self.owe(addr);
+        Some(self.batch_of(addr, vec![writes]))
     }
 
     /// What to answer a batch with: whatever waits for its sender, even nothing. Never our own writes: a link carries one

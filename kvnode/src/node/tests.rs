@@ -119,9 +119,13 @@ impl Store for SyncedStore {
 
 fn alone(store: Box<dyn Store>) -> NodeParts {
     let me: Addr = "127.0.0.1:8090".parse().unwrap();
+    parts(store, &me, vec![me.clone()])
+}
+
+fn parts(store: Box<dyn Store>, me: &Addr, view: Vec<Addr>) -> NodeParts {
     let settings = Settings {
         me: me.clone(),
-        view: vec![me],
+        view,
         form_without: Vec::new(),
         shard_count: 1,
         life: Incarnation(1),
@@ -176,4 +180,57 @@ async fn nobody_reads_what_still_waits_for_the_disk() {
     disk.set_stuck(false);
     assert!(matches!(put.await.unwrap(), Answer::Created { replicas: 1, .. }));
     assert!(matches!(read.await.unwrap(), Answer::Found { value, .. } if &*value == b"1"));
+}
+
+/// A node, and the port where its peers reach it. The server ends with what is returned last.
+fn listening(
+    store: Box<dyn Store>,
+    listener: tokio::net::TcpListener,
+    view: Vec<Addr>,
+) -> (NodeHandle, watch::Sender<bool>) {
+    let me: Addr = listener.local_addr().unwrap().to_string().parse().unwrap();
+    let node = NodeHandle::start(parts(store, &me, view)).unwrap();
+    let (close, closing) = watch::channel(false);
+    let front = crate::http::Front::new(node.clone(), crate::limits::Limits::default());
+    tokio::spawn(crate::http::accept::serve(listener, front, closing));
+    (node, close)
+}
+
+/// The other replica's disk works while this node's does, and the client waits for both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_goes_to_the_others_while_it_waits_for_the_disk() {
+    let disk = Arc::new(SlowDisk::default());
+    let _unstuck = Unstuck(disk.clone());
+    let (one, other) = (
+        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(),
+    );
+    let view: Vec<Addr> =
+        [&one, &other].map(|listener| listener.local_addr().unwrap().to_string().parse().unwrap()).to_vec();
+    let store = Box::new(SyncedStore(MemoryStore::new(), disk.clone()));
+    let (one, _open) = listening(store, one, view.clone());
+    let (other, _other_open) = listening(Box::new(MemoryStore::new()), other, view);
+    ready(&one).await;
+    ready(&other).await;
+    let key: Key = "k".into();
+    let put = |value: &'static str| {
+        let (node, key) = (one.clone(), key.clone());
+        async move { node.request(Op::Put { key, value: value.into() }, Vec::new()).await }
+    };
+    // The link is open, and both know that the other serves.
+    assert!(matches!(put("1").await, Answer::Created { replicas: 2, .. }));
+
+    disk.set_stuck(true);
+    let put = tokio::spawn(put("2"));
+    let mut turns = other.shared.turns.subscribe();
+    let get = Op::Get { key: key.clone() };
+    let arrived = async {
+        while !matches!(other.read(&get, &[]), Some(Answer::Found { value, .. }) if &*value == b"2") {
+            turns.changed().await.unwrap();
+        }
+    };
+    timeout(Duration::from_secs(5), arrived).await.expect("the other has it meanwhile");
+    assert!(!put.is_finished(), "answered before it was synced");
+    disk.set_stuck(false);
+    assert!(matches!(put.await.unwrap(), Answer::Replaced { replicas: 2, .. }));
 }
