@@ -11,6 +11,7 @@ use super::gate::Lease;
 use super::query;
 use crate::core::request::{Answer, Missing};
 use crate::node::NotReady;
+use crate::wire::ident::Dot;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const CLOSE: (HeaderName, HeaderValue) = (CONNECTION, HeaderValue::from_static("close"));
@@ -114,8 +115,8 @@ impl Reply {
         }
     }
 
-    fn written(status: StatusCode, result: &str, replicas: u32, token: &str) -> Self {
-        let fields = format!(r#""result":"{result}","replicas":{replicas}"#);
+    fn written(status: StatusCode, result: &str, replicas: u32, tombstone: Option<Dot>, token: &str) -> Self {
+        let fields = format!(r#""result":"{result}","replicas":{replicas}{}"#, tombstone_member(tombstone));
         Self::causal(status, &[fields.as_bytes()], token)
     }
 
@@ -125,12 +126,19 @@ impl Reply {
             Answer::Found { value, context } => {
                 Self::causal(StatusCode::OK, &[br#""result":"found","value":"#, &value], &context)
             }
-            Answer::NotFound { context } => {
-                Self::causal(StatusCode::NOT_FOUND, &[br#""error":"Key does not exist""#], &context)
+            Answer::NotFound { context, tombstone } => {
+                let fields = format!(r#""error":"Key does not exist"{}"#, tombstone_member(tombstone));
+                Self::causal(StatusCode::NOT_FOUND, &[fields.as_bytes()], &context)
             }
-            Answer::Created { context, replicas } => Self::written(StatusCode::CREATED, "created", replicas, &context),
-            Answer::Replaced { context, replicas } => Self::written(StatusCode::OK, "replaced", replicas, &context),
-            Answer::Deleted { context, replicas } => Self::written(StatusCode::OK, "deleted", replicas, &context),
+            Answer::Created { context, replicas } => {
+                Self::written(StatusCode::CREATED, "created", replicas, None, &context)
+            }
+            Answer::Replaced { context, replicas } => {
+                Self::written(StatusCode::OK, "replaced", replicas, None, &context)
+            }
+            Answer::Deleted { context, replicas, tombstone } => {
+                Self::written(StatusCode::OK, "deleted", replicas, Some(tombstone), &context)
+            }
             Answer::Keys { keys, next, context } => {
                 let keys = json!(keys.iter().map(|key| &**key).collect::<Vec<&str>>());
                 let cursor = json!(next.as_ref().map(query::cursor));
@@ -228,6 +236,11 @@ impl Refusal {
             Self::Drill(status, error) | Self::Peer(status, error) => Reply::error(status, &error),
         }
     }
+}
+
+/// A further member that names the deletion made or seen; nothing where there is none.
+fn tombstone_member(tombstone: Option<Dot>) -> String {
+    tombstone.map_or_else(String::new, |dot| format!(r#","tombstone":"{dot}""#))
 }
 
 /// A whole answer as bytes, for connections that have no request to answer.

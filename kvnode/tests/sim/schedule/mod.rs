@@ -248,11 +248,11 @@ impl Run {
                 self.history.push(Moment::Read { session, key, saw });
                 context
             }
-            (Open::Get { key, .. }, Some(Answer::NotFound { context })) => {
+            (Open::Get { key, .. }, Some(Answer::NotFound { context, .. })) => {
                 self.history.push(Moment::Read { session, key, saw: None });
                 context
             }
-            (Open::Delete { key, write, .. }, Some(Answer::NotFound { context })) => {
+            (Open::Delete { key, write, .. }, Some(Answer::NotFound { context, .. })) => {
                 self.history.push(Moment::Failed { write });
                 self.world.deletes.remove(&write);
                 self.history.push(Moment::Read { session, key, saw: None });

@@ -106,7 +106,7 @@ impl Run {
             self.world.request(node, id, Op::Get { key: key.as_str().into() }, token.iter().cloned().collect());
             self.world.run_until(3_000, |world| world.answers.iter().any(|(answered, _)| *answered == id));
             token = match self.world.answers.pop() {
-                Some((_, Some(Answer::Found { context, .. } | Answer::NotFound { context }))) => Some(context),
+                Some((_, Some(Answer::Found { context, .. } | Answer::NotFound { context, .. }))) => Some(context),
                 other => return Err(format!("a healed cluster answers {other:?} with an old context")),
             };
         }
