@@ -228,8 +228,9 @@ async fn carry_out(
             let seen = load.look(node, key).await;
             let found = seen.result == crate::drill::history::Fate::Ok;
             let error = (!found).then(|| seen.error.clone().unwrap_or_else(|| "no answer".into()));
-            let value = seen.value.filter(|_| found);
-            recorder.borrow_mut().last(Final { node: target.name.clone(), key: key.clone(), value, error });
+            let (value, tombstone) = (seen.value.filter(|_| found), seen.tombstone);
+            let (node, key) = (target.name.clone(), key.clone());
+            recorder.borrow_mut().last(Final { node, key, value, tombstone, error });
         }
     }
     let longest = contexts.into_iter().flatten().max_by_key(String::len);

@@ -87,6 +87,9 @@ pub struct Op {
     /// The causal metadata of the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answered: Option<String>,
+    /// A delete: the tombstone it made. No such key: the tombstone that was found, if any was left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tombstone: Option<String>,
 }
 
 impl Op {
@@ -135,6 +138,8 @@ pub struct Final {
     pub node: String,
     pub key: String,
     pub value: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tombstone: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -369,7 +374,8 @@ pub mod tests {
         let op = Op { key: "a".into(), value: Some(value), call, returned: recorder.event(), ..Op::default() };
         recorder.op(op.clone());
         recorder.op(Op { verb: Verb::Get, value: None, result: Fate::Ok, status: Some(404), ..op.clone() });
-        recorder.op(Op { verb: Verb::Delete, context: vec!["x".into(), "y".into()], ..op });
+        let (context, tombstone) = (vec!["x".into(), "y".into()], Some("n1.e1.9:1".into()));
+        recorder.op(Op { verb: Verb::Delete, context, tombstone: tombstone.clone(), ..op });
         let hand = Hand { session: 1, hand: 1, call: 9, at_ms: 0.25, context: "t".into() };
         recorder.send(hand.clone());
         recorder.recv(Hand { session: 2, ..hand });
@@ -382,7 +388,7 @@ pub mod tests {
             problem: None,
             equal_ms: Some(0.5),
         });
-        recorder.last(Final { node: "bob".into(), key: "a".into(), value: None, error: None });
+        recorder.last(Final { node: "bob".into(), key: "a".into(), value: None, tombstone, error: None });
         let (unmet, quiet_context) = (Vec::new(), None);
         recorder.end(End { stopped_ms: 1.0, healed_ms: 2.0, equal_ms: Some(3.0), unmet, quiet_context });
         let kept = recorder.finish(&path).unwrap();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use kvnode::checker::Moment;
 
 use super::fault::Kind;
-use super::history::{Fate, History, Op, Verb};
+use super::history::{Fate, Final, History, Op, Verb};
 
 /// A write that was not answered may take effect for so long after the client has given up: a node may still hold it.
 const LATE_MS: f64 = 15_000.0;
@@ -30,7 +30,7 @@ impl Moments {
     /// # Errors
     /// What of it can't have happened.
     pub fn of(history: &History) -> Result<Self, String> {
-        let keys = keys(history);
+        let (keys, deletions) = (keys(history), deletions(history));
         let mut events: Vec<(u64, u8, Moment, Option<usize>)> = Vec::with_capacity(2 * history.ops.len());
         let mut written = BTreeSet::new();
         for (index, op) in history.ops.iter().enumerate() {
@@ -41,7 +41,7 @@ impl Moments {
             if op.is_write() && !op.value.is_some_and(|value| written.insert(value)) {
                 return Err(format!("the write at event {} has no value of its own", op.call));
             }
-            let moments = moments(op, key);
+            let moments = moments(op, key, maker(&deletions, op.tombstone.as_deref()));
             let at = |(order, (returns, moment)): (usize, (bool, Moment))| {
                 (if returns { op.returned } else { op.call }, order as u8, moment, Some(index))
             };
@@ -61,13 +61,32 @@ impl Moments {
     }
 }
 
-/// The moments of an operation, in order: whether it is at its return, and what.
-fn moments(op: &Op, key: usize) -> Vec<(bool, Moment)> {
+/// The deletions that were answered, by the tombstones that they made: one each, if the store is right.
+pub fn deletions(history: &History) -> BTreeMap<&str, Vec<&Op>> {
+    let mut all: BTreeMap<&str, Vec<&Op>> = BTreeMap::new();
+    for op in history.ops.iter().filter(|op| op.verb == Verb::Delete && op.result == Fate::Ok) {
+        if let Some(tombstone) = &op.tombstone {
+            all.entry(tombstone).or_default().push(op);
+        }
+    }
+    all
+}
+
+/// The number of the deletion that made a tombstone. One that got no answer did not tell which it made.
+fn maker(deletions: &BTreeMap<&str, Vec<&Op>>, tombstone: Option<&str>) -> Option<u64> {
+    match deletions.get(tombstone?)?.as_slice() {
+        [one] => one.value,
+        _ => None,
+    }
+}
+
+/// The moments of an operation, in order: whether it is at its return, and what. `deletion`: the one whose tombstone it names.
+fn moments(op: &Op, key: usize, deletion: Option<u64>) -> Vec<(bool, Moment)> {
     let session = op.session as usize;
     let write = op.value.unwrap_or(0);
     let read = |saw| (true, Moment::Read { session, key, saw });
     match (op.verb, op.result) {
-        (Verb::Get, Fate::Ok) => vec![read(op.value)],
+        (Verb::Get, Fate::Ok) => vec![read(op.value.or(deletion))],
         (Verb::Get, _) => Vec::new(),
         (verb, fate) => {
             let mut moments = vec![(false, Moment::Invoke { session, key, write, delete: verb == Verb::Delete })];
@@ -78,7 +97,7 @@ fn moments(op: &Op, key: usize) -> Vec<(bool, Moment)> {
             }
             // Nothing was deleted because nothing was there: that is a read.
             if verb == Verb::Delete && fate == Fate::Fail && op.status == Some(404) {
-                moments.push(read(None));
+                moments.push(read(deletion));
             }
             moments
         }
@@ -101,21 +120,24 @@ pub fn lost_by_right(history: &History) -> BTreeSet<u64> {
     history.ops.iter().filter(may_be_lost).filter_map(|op| op.value).collect()
 }
 
-/// What each key is in the end, where all nodes that answered agree; and the keys where they don't, with what each says.
+/// What each key is in the end (its value, or the deletion that is known to have left its tombstone), where all nodes that
+/// answered agree; and the keys where they don't, with what each says.
 #[expect(clippy::type_complexity, reason = "two maps, used once")]
 pub fn finals(history: &History) -> (BTreeMap<usize, Option<u64>>, Vec<(String, Vec<(String, Option<u64>)>)>) {
-    let keys = keys(history);
-    let mut said: HashMap<&str, Vec<(String, Option<u64>)>> = HashMap::new();
+    let (keys, deletions) = (keys(history), deletions(history));
+    let mut said: HashMap<&str, Vec<&Final>> = HashMap::new();
     for last in history.finals.iter().filter(|last| last.error.is_none()) {
-        said.entry(last.key.as_str()).or_default().push((last.node.clone(), last.value));
+        said.entry(last.key.as_str()).or_default().push(last);
     }
     let (mut agreed, mut differ) = (BTreeMap::new(), Vec::new());
     for (key, index) in keys {
         let Some(said) = said.remove(key) else { continue };
-        if said.windows(2).all(|pair| pair[0].1 == pair[1].1) {
-            agreed.insert(index, said[0].1);
+        if said.windows(2).all(|pair| pair[0].value == pair[1].value) {
+            // Some nodes may have forgotten the deletion already.
+            let deletion = said.iter().find_map(|last| maker(&deletions, last.tombstone.as_deref()));
+            agreed.insert(index, said[0].value.or(deletion));
         } else {
-            differ.push((key.to_owned(), said));
+            differ.push((key.to_owned(), said.into_iter().map(|last| (last.node.clone(), last.value)).collect()));
         }
     }
     (agreed, differ)
@@ -151,6 +173,42 @@ mod tests {
         ];
         assert_eq!(moments.all, wanted);
         assert_eq!(moments.of[4], Some(1));
+    }
+
+    /// A delete or a get of the session's, answered at event `call` + 1.
+    fn line(kind: &str, status: u16, session: u32, value: u64, call: u64, tombstone: &str) -> String {
+        let result = if (kind, status) == ("delete", 404) { "fail" } else { "ok" };
+        let value = if kind == "get" { "null".to_owned() } else { value.to_string() };
+        PUT.replace("put", kind)
+            .replace("1000001", &value)
+            .replace("\"ok\"", &format!("\"{result}\""))
+            .replace("\"session\":3", &format!("\"session\":{session}"))
+            .replace(r#""call":1,"return":2"#, &format!(r#""call":{call},"return":{}"#, call + 1))
+            .replace("201", &status.to_string())
+            .replace('}', &format!(r#","tombstone":"{tombstone}"}}"#))
+    }
+
+    #[test]
+    fn an_absence_is_a_read_of_the_deletion_whose_tombstone_it_names() {
+        let lines = [
+            line("delete", 200, 3, 1_000_002, 3, "n1.e1.9:2"),
+            line("get", 404, 4, 0, 5, "n1.e1.9:2"),
+            line("delete", 404, 4, 1_000_003, 7, "n1.e1.9:2"),
+            // Of a deletion that was not answered.
+            line("get", 404, 4, 0, 9, "n2.e1.9:1"),
+            // Not told, as it was in earlier histories.
+            line("get", 404, 4, 0, 11, "x").replace(r#","tombstone":"x""#, ""),
+            r#"{"kind":"final","node":"alice","key":"a","value":null}"#.to_owned(),
+            r#"{"kind":"final","node":"bob","key":"a","value":null,"tombstone":"n1.e1.9:2"}"#.to_owned(),
+        ];
+        let history = history(&lines.join("\n"));
+        let reads = |moment: &Moment| match *moment {
+            Moment::Read { session: 4, key: 0, saw } => Some(saw),
+            _ => None,
+        };
+        let all: Vec<Option<u64>> = Moments::of(&history).unwrap().all.iter().filter_map(reads).collect();
+        assert_eq!(all, [Some(1_000_002), Some(1_000_002), None, None]);
+        assert_eq!(finals(&history).0, BTreeMap::from([(0, Some(1_000_002))]));
     }
 
     #[test]

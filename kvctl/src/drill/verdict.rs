@@ -64,6 +64,12 @@ pub fn of(history: &History) -> Result<Verdict, String> {
     if let Err(why) = judge(&moments.all, &lost, &last) {
         offences.push(causal_offence(history, &moments, why));
     }
+    for (tombstone, made) in moments::deletions(history) {
+        if made.len() > 1 {
+            let what = format!("{} deletions are answered with the tombstone {tombstone}", made.len());
+            offences.push(Offence { what, operations: made.into_iter().map(op_text).collect() });
+        }
+    }
     for (key, said) in differ {
         let said = said.iter().map(|(node, value)| format!("{node} has {}", value_text(*value))).collect();
         offences.push(Offence { what: format!("replicas differ on '{key}'"), operations: said });
@@ -146,8 +152,9 @@ fn op_text(op: &Op) -> String {
     let Op { call, returned, session, key, node, .. } = op;
     let (value, context) = (value_text(op.value), op.context.join(" + "));
     let answered = op.answered.as_deref().unwrap_or("-");
+    let tombstone = op.tombstone.as_ref().map_or_else(String::new, |tombstone| format!(" (tombstone {tombstone})"));
     format!(
-        "{call}-{returned}: session {session} {verb} {key} at {node}: {value}, {fate}; context [{context}] -> {answered}"
+        "{call}-{returned}: session {session} {verb} {key} at {node}: {value}{tombstone}, {fate}; context [{context}] -> {answered}"
     )
 }
 
@@ -216,6 +223,29 @@ mod tests {
         assert!(what.contains("1000002 that overwrote it"), "{what}");
         assert_eq!(operations.len(), 3, "{operations:?}");
         assert!(operations[2].contains("session 3 gets a at alice: 1000001"), "{operations:?}");
+    }
+
+    /// A deletion, a put and an absence, one after the other, and somebody else's deletion, which explains no old tombstone.
+    #[test]
+    fn an_old_tombstone_that_comes_back_is_an_offence() {
+        let line = |kind: &str, value: &str, call: u64, more: &str| {
+            let events = format!(r#""call":{call},"return":{}"#, call + 1);
+            let line = PUT.replace("put", kind).replace("1000001", value).replace(r#""call":1,"return":2"#, &events);
+            line.replace('}', &format!("{more}}}"))
+        };
+        let tombstone = |number: u64| format!(r#","tombstone":"n1.e1.9:{number}""#);
+        let deletion = line("delete", "1000002", 3, &tombstone(2));
+        let put = line("put", "1000003", 5, "");
+        let other = line("delete", "1000004", 7, &tombstone(4)).replace("\"session\":3", "\"session\":4");
+        let absence = line("get", "null", 9, &tombstone(2)).replace("201", "404");
+        let judged = |absence: &str| of(&history(&[PUT, &deletion, &put, &other, absence, END].join("\n"))).unwrap();
+        let Verdict { offences, .. } = judged(&absence);
+        assert!(offences[0].what.contains("1000003 that overwrote it"), "{offences:?}");
+        assert!(offences[0].operations.iter().any(|op| op.contains("nothing (tombstone n1.e1.9:2)")), "{offences:?}");
+        assert!(judged(&absence.replace("9:2", "9:4")).kept, "the other deletion's");
+        assert!(judged(&absence.replace(&tombstone(2), "")).kept, "nothing tells which");
+        let twice = judged(&deletion.replace("1000002", "1000005")).offences;
+        assert!(twice[0].what.contains("2 deletions are answered with the tombstone n1.e1.9:2"), "{twice:?}");
     }
 
     #[test]

@@ -193,8 +193,9 @@ fn told(op: Op, answer: Result<Answer, Error>) -> Op {
         }
     };
     let json = answer.json();
-    let metadata = json.get("causal-metadata").and_then(|token| token.as_str()).map(str::to_owned);
-    let op = Op { status: Some(answer.status), answered: metadata, ..op };
+    let text = |member: &str| json.get(member).and_then(serde_json::Value::as_str).map(str::to_owned);
+    let (answered, tombstone) = (text("causal-metadata"), text("tombstone"));
+    let op = Op { status: Some(answer.status), answered, tombstone, ..op };
     match (op.verb, answer.status) {
         (Verb::Get, 200) => match json.get("value").and_then(serde_json::Value::as_u64) {
             Some(value) => Op { value: Some(value), result: Fate::Ok, ..op },
@@ -242,6 +243,10 @@ mod tests {
         let op = tell(Verb::Get, 200, r#"{"value":7,"causal-metadata":"T"}"#);
         assert_eq!((op.value, op.answered.as_deref()), (Some(7), Some("T")));
         assert_eq!(tell(Verb::Put, 200, r#"{"replicas":1}"#).replicas, Some(1));
+        for (verb, status) in [(Verb::Delete, 200), (Verb::Delete, 404), (Verb::Get, 404)] {
+            assert_eq!(tell(verb, status, r#"{"tombstone":"n1.e1.9:1"}"#).tombstone.as_deref(), Some("n1.e1.9:1"));
+            assert_eq!(tell(verb, status, "{}").tombstone, None);
+        }
     }
 
     #[test]

@@ -7,6 +7,9 @@
 //! - causal order and "r saw w although w' was in its past, so w' comes before w" together have no cycle on any key
 //!   (WriteCORead and CyclicCF of Bouajjani et al., "On verifying causal consistency", 2017).
 //!
+//! "No such key" is a read of a deletion like that of any write, where it is known which deletion was seen. Where it is not, some
+//! deletion must explain it.
+//!
 //! Writes that were lost by right (every copy's node failed) neither overwrite anything nor carry causality.
 //!
 //! **Cost.** The moments come in the order in which they happened, so reads-from points backwards and one pass is enough. Writes
@@ -32,7 +35,7 @@ pub enum Moment {
     Done { session: usize, write: u64 },
     /// It certainly had no effect.
     Failed { write: u64 },
-    /// A session read a key: the write it saw, or that there is no such key.
+    /// A session read a key: the write it saw (a deletion, where it is known which), or that there is no such key.
     Read { session: usize, key: usize, saw: Option<u64> },
     /// `to` takes over the context of `from`.
     Hand { from: usize, to: usize },

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::causal::Context;
-use crate::wire::ident::{Addr, Key, ShardId};
+use crate::wire::ident::{Addr, Dot, Key, ShardId};
 
 /// One data request. Values are JSON text, checked at the door, and are never parsed again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,8 +50,10 @@ pub enum Answer<C = Context> {
         value: Bytes,
         context: C,
     },
+    /// `tombstone`: the deletion that was found; `None` if there is nothing of the key.
     NotFound {
         context: C,
+        tombstone: Option<Dot>,
     },
     Created {
         context: C,
@@ -64,6 +66,7 @@ pub enum Answer<C = Context> {
     Deleted {
         context: C,
         replicas: u32,
+        tombstone: Dot,
     },
     /// `next`: where the next page starts (pass it as `after`); `None` at the end.
     Keys {

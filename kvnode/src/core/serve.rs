@@ -277,9 +277,10 @@ impl Core {
             }
         }
         let context = self.context(seen);
+        let dot = version.as_ref().map(|version| version.dot);
         Ok(match version.and_then(|version| version.value) {
             Some(value) => Answer::Found { value, context },
-            None => Answer::NotFound { context },
+            None => Answer::NotFound { context, tombstone: dot },
         })
     }
 
@@ -475,7 +476,7 @@ impl Core {
         }
         kept.into_iter().rev().for_each(|write| self.waiting.unacknowledged.push_front(write));
         for (write, replicas) in answers {
-            let Unacknowledged { requester, done, mut seen, own, .. } = write;
+            let Unacknowledged { requester, dot, done, mut seen, own, .. } = write;
             if replicas == 1 {
                 seen.merge(&own);
             }
@@ -483,7 +484,7 @@ impl Core {
             let answer = match done {
                 WriteDone::Created => Answer::Created { context, replicas },
                 WriteDone::Replaced => Answer::Replaced { context, replicas },
-                WriteDone::Deleted => Answer::Deleted { context, replicas },
+                WriteDone::Deleted => Answer::Deleted { context, replicas, tombstone: dot },
             };
             self.answer(requester, answer);
         }
@@ -532,10 +533,12 @@ impl Core {
             |context: Context| self.bearings.seal.as_ref().expect("contexts exist only in a cluster").encode(&context);
         match answer {
             Answer::Found { value, context } => Answer::Found { value, context: text(context) },
-            Answer::NotFound { context } => Answer::NotFound { context: text(context) },
+            Answer::NotFound { context, tombstone } => Answer::NotFound { context: text(context), tombstone },
             Answer::Created { context, replicas } => Answer::Created { context: text(context), replicas },
             Answer::Replaced { context, replicas } => Answer::Replaced { context: text(context), replicas },
-            Answer::Deleted { context, replicas } => Answer::Deleted { context: text(context), replicas },
+            Answer::Deleted { context, replicas, tombstone } => {
+                Answer::Deleted { context: text(context), replicas, tombstone }
+            }
             Answer::Keys { keys, next, context } => Answer::Keys { keys, next, context: text(context) },
             Answer::Count(count) => Answer::Count(count),
             Answer::Malformed => Answer::Malformed,

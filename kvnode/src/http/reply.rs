@@ -12,6 +12,7 @@ use super::gate::Lease;
 use super::query;
 use crate::core::request::{Answer, Missing};
 use crate::node::NotReady;
+use crate::wire::ident::Dot;
 
 #[expect(clippy::declare_interior_mutable_const, reason = "a constant name changes nothing inside")]
 const METADATA: HeaderName = HeaderName::from_static(METADATA_HEADER);
@@ -125,8 +126,8 @@ impl Reply {
         }
     }
 
-    fn written(status: StatusCode, result: &str, replicas: u32, token: &str) -> Self {
-        let fields = format!(r#""result":"{result}","replicas":{replicas}"#);
+    fn written(status: StatusCode, result: &str, replicas: u32, tombstone: Option<Dot>, token: &str) -> Self {
+        let fields = format!(r#""result":"{result}","replicas":{replicas}{}"#, tombstone_member(tombstone));
         Self::causal(status, &[fields.as_bytes()], token)
     }
 
@@ -136,12 +137,19 @@ impl Reply {
             Answer::Found { value, context } => {
                 Self::causal(StatusCode::OK, &[br#""result":"found","value":"#, &value], &context)
             }
-            Answer::NotFound { context } => {
-                Self::causal(StatusCode::NOT_FOUND, &[br#""error":"Key does not exist""#], &context)
+            Answer::NotFound { context, tombstone } => {
+                let fields = format!(r#""error":"Key does not exist"{}"#, tombstone_member(tombstone));
+                Self::causal(StatusCode::NOT_FOUND, &[fields.as_bytes()], &context)
             }
-            Answer::Created { context, replicas } => Self::written(StatusCode::CREATED, "created", replicas, &context),
-            Answer::Replaced { context, replicas } => Self::written(StatusCode::OK, "replaced", replicas, &context),
-            Answer::Deleted { context, replicas } => Self::written(StatusCode::OK, "deleted", replicas, &context),
+            Answer::Created { context, replicas } => {
+                Self::written(StatusCode::CREATED, "created", replicas, None, &context)
+            }
+            Answer::Replaced { context, replicas } => {
+                Self::written(StatusCode::OK, "replaced", replicas, None, &context)
+            }
+            Answer::Deleted { context, replicas, tombstone } => {
+                Self::written(StatusCode::OK, "deleted", replicas, Some(tombstone), &context)
+            }
             Answer::Keys { keys, next, context } => {
                 let keys = json!(keys.iter().map(|key| &**key).collect::<Vec<&str>>());
                 let cursor = json!(next.as_ref().map(query::cursor));
@@ -247,6 +255,11 @@ impl Refusal {
             Self::Unproven => Reply::error(StatusCode::FORBIDDEN, "This cluster's secret was not proven"),
         }
     }
+}
+
+/// A further member that names the deletion made or seen; nothing where there is none.
+fn tombstone_member(tombstone: Option<Dot>) -> String {
+    tombstone.map_or_else(String::new, |dot| format!(r#","tombstone":"{dot}""#))
 }
 
 /// A whole answer as bytes, for connections that have no request to answer.

@@ -167,6 +167,7 @@ impl fmt::Display for Origin {
     }
 }
 
+/// Clients get this form as the name of a deletion.
 impl fmt::Display for Dot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.origin, self.seq)
@@ -194,6 +195,17 @@ mod tests {
         for text in bad.iter().chain(&worse) {
             assert!(text.parse::<Addr>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn dots_differ_in_every_part() {
+        let dot = |node, epoch, incarnation, seq| {
+            let origin = Origin { node: NodeId(node), epoch: Epoch(epoch), incarnation: Incarnation(incarnation) };
+            Dot { origin, seq }.to_string()
+        };
+        assert_eq!(dot(3, 1, 1_900_000_000_000, 42), "n3.e1.1900000000000:42");
+        let all = [dot(1, 1, 1, 1), dot(11, 1, 1, 1), dot(1, 11, 1, 1), dot(1, 1, 11, 1), dot(1, 1, 1, 11)];
+        assert_eq!(std::collections::BTreeSet::from(all).len(), 5);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json, value::RawValue};
 
+use crate::http::Answer;
 use crate::support::Cluster;
 
 fn two_shards() -> Cluster {
@@ -49,6 +50,41 @@ fn a_key_lives_and_dies() {
             let body = json!({ "causal-metadata": token }).to_string();
             token = c.send(3, "DELETE", &path, &body).expect(404).token();
         }
+    }
+}
+
+#[test]
+fn an_absence_names_its_deletion() {
+    let mut c = Cluster::six();
+    // A tombstone is kept while a replica of its shard is away.
+    c.kill(&[2, 5]);
+    let nodes = [0, 1, 3, 4];
+    for key in ["one", "two", "three", "four"] {
+        let path = format!("/kvs/{key}");
+        let named =
+            |answer: &Answer| answer.json().get("tombstone").map(|name| name.as_str().expect("text").to_owned());
+        for (method, node) in [("GET", 0), ("DELETE", 1)] {
+            assert_eq!(named(&c.send(node, method, &path, "").expect(404)), None, "{key} never was");
+        }
+        let mut token = String::new();
+        let mut names = Vec::new();
+        for round in 0..2 {
+            let put = c.put(round, key, "1", &token).expect(201);
+            assert_eq!(named(&put), None, "{put}");
+            let body = json!({ "causal-metadata": put.token() }).to_string();
+            let deleted = c.send(nodes[round + 1], "DELETE", &path, &body).expect_result(200, "deleted");
+            token = deleted.token();
+            let name = named(&deleted).unwrap_or_else(|| panic!("no tombstone: {deleted}"));
+            let body = json!({ "causal-metadata": token }).to_string();
+            for node in nodes {
+                for method in ["GET", "DELETE"] {
+                    let gone = c.send(node, method, &path, &body).expect(404);
+                    assert_eq!(named(&gone).as_ref(), Some(&name), "{method} {key} at node {node}: {gone}");
+                }
+            }
+            names.push(name);
+        }
+        assert_ne!(names[0], names[1], "two deletions of {key}");
     }
 }
 

@@ -223,7 +223,7 @@ impl Small {
                 self.history.push(Moment::Read { session, key: 0, saw });
                 context
             }
-            Answer::NotFound { context } => {
+            Answer::NotFound { context, .. } => {
                 self.history.push(Moment::Read { session, key: 0, saw: None });
                 context
             }

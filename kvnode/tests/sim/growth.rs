@@ -73,7 +73,7 @@ fn context_of(answer: Option<Answer<String>>) -> String {
             Answer::Created { context, .. }
             | Answer::Replaced { context, .. }
             | Answer::Found { context, .. }
-            | Answer::NotFound { context },
+            | Answer::NotFound { context, .. },
         ) => context,
         other => panic!("a healthy cluster answers {other:?}"),
     }

@@ -63,14 +63,16 @@ fn seeds() {
         scope.spawn(work);
         scope.spawn(work);
     });
-    let Total { answered, refused, lost, layouts, failed, .. } = total.into_inner().expect("no other panics");
+    let Total { answered, refused, lost, absences, layouts, failed, .. } = total.into_inner().expect("no other panics");
     if let Some((seed, offence)) = failed {
         panic!("seed {seed}: {offence}\nreplay: KV_SEED={seed} cargo test -p kvnode --test sim seeds")
     }
     println!(
-        "{count} seeds: {answered} answered, {refused} refused, {lost} lost by right, {layouts} changes of layout"
+        "{count} seeds: {answered} answered, {refused} refused, {lost} lost by right, {absences} reads of known deletions, \
+         {layouts} changes of layout"
     );
     assert!(answered > 100 * count, "most requests must be answered for the judge to see anything");
+    assert!(absences > count, "absences must be read from known deletions for the judge to see anything");
     assert!(layouts > count / 2, "layouts must change for the judge to see anything");
 }
 
@@ -137,6 +139,7 @@ struct Total {
     answered: u64,
     refused: u64,
     lost: usize,
+    absences: u64,
     layouts: u64,
     failed: Option<(u64, String)>,
 }
@@ -148,6 +151,7 @@ impl Total {
                 self.answered += outcome.answered;
                 self.refused += outcome.refused;
                 self.lost += outcome.lost;
+                self.absences += outcome.absences;
                 self.layouts += u64::from(outcome.layouts - 1);
             }
             Err(offence) if self.failed.as_ref().is_none_or(|(failed, _)| seed < *failed) => {

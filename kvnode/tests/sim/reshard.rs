@@ -70,7 +70,7 @@ pub fn context_of(answer: Option<Answer<String>>) -> Result<String, String> {
             Answer::Created { context, .. }
             | Answer::Replaced { context, .. }
             | Answer::Found { context, .. }
-            | Answer::NotFound { context },
+            | Answer::NotFound { context, .. },
         ) => Ok(context),
         other => Err(format!("a healthy replica answers {other:?}")),
     }

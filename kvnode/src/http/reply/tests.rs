@@ -3,7 +3,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::*;
-use crate::wire::ident::ShardId;
+use crate::wire::ident::{Epoch, Incarnation, NodeId, Origin, ShardId};
 
 /// Status, causal metadata and `Retry-After`.
 fn seen(reply: Reply) -> (u16, Option<String>, Option<String>) {
@@ -33,15 +33,22 @@ fn successes() {
     check(created, 201, r#"{"result":"created","replicas":2,"causal-metadata":"T2"}"#, false);
     let replaced = Answer::Replaced { context: context(), replicas: 3 };
     check(replaced, 200, r#"{"result":"replaced","replicas":3,"causal-metadata":"T2"}"#, false);
-    let deleted = Answer::Deleted { context: context(), replicas: 1 };
-    check(deleted, 200, r#"{"result":"deleted","replicas":1,"causal-metadata":"T2"}"#, false);
-    check(
-        Answer::NotFound { context: context() },
-        404,
-        r#"{"error":"Key does not exist","causal-metadata":"T2"}"#,
-        false,
-    );
     check(Answer::Count(301), 200, r#"{"shard-key-count":301}"#, false);
+}
+
+#[test]
+fn deletions_have_a_name() {
+    let context = || "T2".to_owned();
+    let origin = Origin { node: NodeId(3), epoch: Epoch(1), incarnation: Incarnation(1_900_000_000_000) };
+    let tombstone = Dot { origin, seq: 42 };
+    let deleted = Answer::Deleted { context: context(), replicas: 1, tombstone };
+    let body = r#"{"result":"deleted","replicas":1,"tombstone":"n3.e1.1900000000000:42","causal-metadata":"T2"}"#;
+    check(deleted, 200, body, false);
+    let gone = Answer::NotFound { context: context(), tombstone: Some(tombstone) };
+    let body = r#"{"error":"Key does not exist","tombstone":"n3.e1.1900000000000:42","causal-metadata":"T2"}"#;
+    check(gone, 404, body, false);
+    let never = Answer::NotFound { context: context(), tombstone: None };
+    check(never, 404, r#"{"error":"Key does not exist","causal-metadata":"T2"}"#, false);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kvnode::checker::Moment;
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::settings::Mutant;
+use kvnode::wire::ident::Dot;
 
 use crate::rng::Rng;
 use crate::world::{JOINERS, World};
@@ -51,6 +52,8 @@ pub struct Outcome {
     pub answered: u64,
     pub refused: u64,
     pub lost: usize,
+    /// Reads of "no such key" of which it is known which deletion they saw.
+    pub absences: u64,
     /// Layouts that came into force.
     pub layouts: u32,
 }
@@ -85,6 +88,10 @@ struct Run {
     keys: Vec<String>,
     sessions: Vec<Session>,
     history: Vec<Moment>,
+    /// Acknowledged deletions and their tombstones. Those of unknown fate never told theirs.
+    deletions: Vec<(Dot, u64)>,
+    /// Where in the history a tombstone was read. Whose it is may be known only later.
+    absences: Vec<(usize, Dot)>,
     asked: u64,
     answered: u64,
     refused: u64,
@@ -136,6 +143,8 @@ fn lead(seed: u64, load: Load, mutant: Option<Mutant>) -> Result<(Run, Converged
         keys: (0..load.keys).map(|index| format!("key-{index}")).collect(),
         sessions,
         history: Vec::new(),
+        deletions: Vec::new(),
+        absences: Vec::new(),
         asked: 0,
         answered: 0,
         refused: 0,
@@ -248,25 +257,23 @@ impl Run {
                 self.history.push(Moment::Read { session, key, saw });
                 context
             }
-            (Open::Get { key, .. }, Some(Answer::NotFound { context })) => {
-                self.history.push(Moment::Read { session, key, saw: None });
+            (Open::Get { key, .. }, Some(Answer::NotFound { context, tombstone })) => {
+                self.read_nothing(session, key, tombstone);
                 context
             }
-            (Open::Delete { key, write, .. }, Some(Answer::NotFound { context })) => {
+            (Open::Delete { key, write, .. }, Some(Answer::NotFound { context, tombstone })) => {
                 self.history.push(Moment::Failed { write });
                 self.world.deletes.remove(&write);
-                self.history.push(Moment::Read { session, key, saw: None });
+                self.read_nothing(session, key, tombstone);
                 context
             }
-            (
-                Open::Put { write, .. } | Open::Delete { write, .. },
-                Some(
-                    Answer::Created { context, .. }
-                    | Answer::Replaced { context, .. }
-                    | Answer::Deleted { context, .. },
-                ),
-            ) => {
+            (Open::Put { write, .. }, Some(Answer::Created { context, .. } | Answer::Replaced { context, .. })) => {
                 self.history.push(Moment::Done { session, write });
+                context
+            }
+            (Open::Delete { write, .. }, Some(Answer::Deleted { context, tombstone, .. })) => {
+                self.history.push(Moment::Done { session, write });
+                self.deletions.push((tombstone, write));
                 self.world.deletes.remove(&write);
                 context
             }
@@ -288,5 +295,26 @@ impl Run {
         };
         self.answered += 1;
         self.sessions[index].token = Some(token);
+    }
+
+    fn read_nothing(&mut self, session: usize, key: usize, tombstone: Option<Dot>) {
+        self.absences.extend(tombstone.map(|dot| (self.history.len(), dot)));
+        self.history.push(Moment::Read { session, key, saw: None });
+    }
+
+    /// Puts into the history which deletions were seen, and gives all that told their tombstones.
+    fn name_deletions(&mut self) -> Result<BTreeMap<Dot, u64>, String> {
+        let mut named = BTreeMap::new();
+        for &(dot, write) in &self.deletions {
+            if let Some(other) = named.insert(dot, write) {
+                return Err(format!("{other} and {write} are both the deletion {dot}"));
+            }
+        }
+        for (at, dot) in &self.absences {
+            if let Moment::Read { saw, .. } = &mut self.history[*at] {
+                *saw = named.get(dot).copied();
+            }
+        }
+        Ok(named)
     }
 }

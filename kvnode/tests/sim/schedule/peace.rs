@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use kvnode::checker::judge;
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::room::Room;
+use kvnode::wire::ident::Dot;
 
 use super::{NODES, Outcome, Run};
 use crate::naive;
@@ -62,7 +63,8 @@ impl Run {
     }
 
     pub(super) fn verdict(mut self) -> Result<Outcome, String> {
-        let last = self.final_state()?;
+        let deletions = self.name_deletions()?;
+        let last = self.final_state(&deletions)?;
         let verdict = judge(&self.history, &self.world.lost, &last);
         if self.history.len() <= NAIVE_MAX {
             let naive = naive::judge(&self.history, &self.world.lost, &last);
@@ -75,20 +77,24 @@ impl Run {
             answered: self.answered,
             refused: self.refused,
             lost: self.world.lost.len(),
+            absences: self.absences.iter().filter(|(_, dot)| deletions.contains_key(dot)).count() as u64,
             layouts: self.world.topology().map_or(0, |topology| topology.layout.epoch.0),
         })
     }
 
-    /// What every key holds at the replicas of its shard.
-    fn final_state(&self) -> Result<BTreeMap<usize, Option<u64>>, String> {
+    /// What every key holds at the replicas of its shard: the write of a value, or the deletion that left its tombstone.
+    fn final_state(&self, deletions: &BTreeMap<Dot, u64>) -> Result<BTreeMap<usize, Option<u64>>, String> {
         let mut last: BTreeMap<usize, Option<u64>> = (0..self.load.keys).map(|key| (key, None)).collect();
         for shard in self.world.shards() {
             let node = shard[0];
             let contents = self.world.core(node).expect("all run").contents().map_err(|error| error.to_string())?;
             for (key, version) in contents {
                 let index = self.keys.iter().position(|known| **known == *key).ok_or("a key that nobody wrote")?;
-                let value = version.value.as_deref().and_then(|v| std::str::from_utf8(v).ok()?.parse().ok());
-                last.insert(index, value);
+                let write = match &version.value {
+                    Some(value) => std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()),
+                    None => deletions.get(&version.dot).copied(),
+                };
+                last.insert(index, write);
             }
         }
         Ok(last)
@@ -106,7 +112,7 @@ impl Run {
             self.world.request(node, id, Op::Get { key: key.as_str().into() }, token.iter().cloned().collect());
             self.world.run_until(3_000, |world| world.answers.iter().any(|(answered, _)| *answered == id));
             token = match self.world.answers.pop() {
-                Some((_, Some(Answer::Found { context, .. } | Answer::NotFound { context }))) => Some(context),
+                Some((_, Some(Answer::Found { context, .. } | Answer::NotFound { context, .. }))) => Some(context),
                 other => return Err(format!("a healed cluster answers {other:?} with an old context")),
             };
         }
