@@ -78,7 +78,7 @@ class Load(threading.Thread):
     def __init__(self, index):
         super().__init__()
         self.client, self.index, self.stop = Client(NODES[:6]), index, False
-        self.longest_ms, self.count, self.errors, self.offences, self.latest = 0.0, 0, [], [], {}
+        self.took_ms, self.errors, self.offences, self.latest = [], [], [], {}
 
     def run(self):
         number = 0
@@ -88,9 +88,7 @@ class Load(threading.Thread):
             self.client.connection, self.client.at = None, number
             began = time.monotonic()
             status, said = self.client.ask("PUT", key, value=number)
-            took = (time.monotonic() - began) * 1000
-            self.longest_ms = max(self.longest_ms, took)
-            self.count += 1
+            self.took_ms.append((time.monotonic() - began) * 1000)
             if status not in (200, 201):
                 self.errors.append((status, said))
                 continue
@@ -109,24 +107,50 @@ def counts():
     return {one: client.ask("GET", f"/shard/key-count/{one}")[1]["shard-key-count"] for one in ids}
 
 
-def reshard(count, loads):
+def latencies(loads):
+    """The 99th percentile and the longest of the writes since the last call, in ms, and how many they were."""
+    taken = []
     for load in loads:
-        load.longest_ms, load.count = 0.0, 0
-    began = time.monotonic()
+        # The session may be adding to its list: what it adds later belongs to the next call.
+        count = len(load.took_ms)
+        taken += load.took_ms[:count]
+        del load.took_ms[:count]
+    taken.sort()
+    return round(taken[int((len(taken) - 1) * 0.99)], 1), round(taken[-1], 1), len(taken)
+
+
+def cpu_and_bytes(processes):
+    """CPU time of all nodes in s, and bytes through the loopback device."""
+    ticks = 0
+    for process in processes:
+        fields = open(f"/proc/{process.pid}/stat").read().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    line = next(line for line in open("/proc/net/dev") if line.strip().startswith("lo:"))
+    return ticks / os.sysconf("SC_CLK_TCK"), int(line.split()[1])
+
+
+def reshard(count, loads, processes):
+    quiet = latencies(loads)
+    began, (cpu, moved) = time.monotonic(), cpu_and_bytes(processes)
     asked = Client([NODES[2]])
     status, said = asked.ask("PUT", "/shard/reshard", **{"shard-count": count})
     took = time.monotonic() - began
     assert status == 200, said
+    cpu, moved = (after - before for after, before in zip(cpu_and_bytes(processes), (cpu, moved)))
     while asked.ask("GET", "/shard/reshard")[1]["phase"] != "done":
         time.sleep(0.02)
     settled = time.monotonic() - began
     told = asked.ask("GET", "/shard/reshard")[1]
+    p99, longest, writes = latencies(loads)
     return {
         "served after s": round(took, 2),
         "settled after s": round(settled, 2),
-        "longest write ms": round(max(load.longest_ms for load in loads)),
-        "writes/s": round(sum(load.count for load in loads) / settled),
-        "moved": told.get("keys"),
+        "p99 of writes ms": f"{p99}, before {quiet[0]}: x{p99 / quiet[0]:.1f}",
+        "longest ms": f"{longest}, before {quiet[1]}",
+        "writes/s": round(writes / settled),
+        "fetched": told.get("keys"),
+        "cores busy until served": round(cpu / took, 2),
+        "MB/s on loopback": round(moved / took / 1e6),
     }
 
 
@@ -142,12 +166,11 @@ for keys in SIZES:
             loads = [Load(index) for index in range(CLIENTS)]
             [load.start() for load in loads]
             time.sleep(2)
-            quiet = max(load.longest_ms for load in loads)
             before = sum(counts().values())
             for count in (3, 2):
-                figures = reshard(count, loads)
+                figures = reshard(count, loads, processes)
                 print(f"{keys} keys, to {count} shards: {figures}", flush=True)
-            time.sleep(0.5)
+                time.sleep(3)
             for load in loads:
                 load.stop = True
             [load.join() for load in loads]
@@ -157,8 +180,8 @@ for keys in SIZES:
             deadline = time.monotonic() + 5
             while sum(counts().values()) != wanted and time.monotonic() < deadline:
                 time.sleep(0.1)
-            print(f"  longest write without a reshard {round(quiet)} ms; errors {errors[:3]} ({len(errors)}), stale or lost")
-            print(f"  {offences[:3]} ({len(offences)}); keys {counts()}, wanted {wanted}")
+            print(f"  errors {errors[:3]} ({len(errors)}), stale or lost {offences[:3]} ({len(offences)})")
+            print(f"  keys {counts()}, wanted {wanted}")
             bad |= bool(offences) or sum(counts().values()) != wanted
         finally:
             for process in processes:

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use protobuf::Message as _;
 use raft::eraftpb::{
-    ConfChange, ConfChangeType, ConfState, Entry, EntryType, HardState, Message as RaftMessage, Snapshot,
+    ConfChange, ConfChangeType, ConfState, Entry, EntryType, HardState, Message as RaftMessage, MessageType, Snapshot,
 };
 use raft::{Config, GetEntriesContext, RaftState, RawNode, StateRole, Storage, StorageError};
 use serde::{Deserialize, Serialize};
@@ -151,8 +151,19 @@ impl Consensus {
         let Ok(message) = RaftMessage::parse_from_bytes(bytes) else { return };
         if message.to == self.seat.0 {
             self.stirred = true;
+            //B self.leave_former_leader(            self.leave_former_leader(&message);message);
             // Refusals (of a stale term, of an unknown voter) are Raft's way of ignoring a message.
             let _ = self.raw.step(message);
+        }
+    }
+
+    /// Who asks for votes does not lead any more. The crate would keep it for the leader, and vote for nobody, until the time of an
+    /// election is over here: where every vote counts, that long nobody leads.
+    fn leave_former_leader(&mut self, message: &RaftMessage) {
+        let asks = matches!(message.get_msg_type(), MessageType::MsgRequestPreVote | MessageType::MsgRequestVote);
+        let raft = &mut self.raw.raft;
+        if asks && message.from == raft.leader_id && message.term > raft.term {
+            raft.become_follower(raft.term, 0);
         }
     }
 
@@ -230,17 +241,18 @@ impl Consensus {
         }
     }
 
+    #[cfg(test)]
     fn votes(&self) -> bool {
         self.raw.raft.prs().conf().voters().contains(self.seat.0)
     }
 
     /// Every leader votes. The crate leaves one in office that has taken its own vote away (its predecessor had asked for that, and it
     /// was not agreed on yet at the election): it is heard, can put nothing in the log, and looks for its own progress, which it no
-    /// longer has, when anything else is agreed on, and panics.
-    fn step_down_without_vote(&mut self) {
-        if self.is_leader() && !self.votes() {
-            let term = self.raw.raft.term;
-            self.raw.raft.become_follower(term, 0);
+    /// longer has, when anything else is agreed on, and panics. And it leaves the others waiting for one that can't call an election.
+    fn leave_leader_without_vote(&mut self) {
+        let raft = &mut self.raw.raft;
+        if raft.leader_id != 0 && !raft.prs().conf().voters().contains(raft.leader_id) {
+            raft.become_follower(raft.term, 0);
         }
     }
 
@@ -314,7 +326,7 @@ impl Consensus {
                     let change = ConfChange::parse_from_bytes(&entry.data).expect("proposed by this code");
                     let conf = self.raw.apply_conf_change(&change).expect("a change of one voter is valid");
                     self.raw.mut_store().conf = conf;
-                    self.step_down_without_vote();
+                    self.leave_leader_without_vote();
                 }
                 EntryType::EntryConfChangeV2 => {}
             }

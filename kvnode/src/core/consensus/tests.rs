@@ -163,6 +163,35 @@ fn what_is_behind_the_loss_of_its_own_vote_does_not_harm_a_leader() {
     assert_eq!(group.leader().state().nodes.len(), 4, "what it proposed in office is decided by its successor");
 }
 
+/// Of four voters one is away, so every vote of the others counts; and those hardly tick, as at rest. (Found by seed 5659: for ten
+/// seconds nobody led, although the four that were there could all hear each other.)
+#[test]
+fn who_asks_for_votes_is_not_kept_for_the_leader() {
+    let mut group = Group::form(4);
+    group.run(40);
+    let first = group.leader().seat.node();
+    group.away.extend(group.members.keys().copied().find(|&id| id != first));
+    let leader = group.leader();
+    leader.raw.raft.become_follower(leader.raw.raft.term, 0);
+    for _ in 0..2 * ELECTION_TICKS {
+        group.members.get_mut(&first).expect("a member").tick();
+        group.exchange();
+    }
+    assert!(group.members[&first].is_leader(), "the others vote for it at once");
+}
+
+/// Who has lost its vote can't call an election, so nobody may wait for it to lead again.
+#[test]
+fn a_leader_without_a_vote_is_left_by_all() {
+    let mut group = Group::form(3);
+    group.run(40);
+    let first = group.leader().seat.node();
+    group.take_vote_away(first);
+    group.exchange();
+    let leaders: Vec<Option<NodeId>> = group.members.values().map(Consensus::leader).collect();
+    assert_eq!(leaders, [None; 3]);
+}
+
 #[test]
 fn a_voter_that_comes_back_with_its_log_goes_on_and_one_without_is_another() {
     let mut group = Group::form(3);
