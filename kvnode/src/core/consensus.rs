@@ -151,7 +151,7 @@ impl Consensus {
         let Ok(message) = RaftMessage::parse_from_bytes(bytes) else { return };
         if message.to == self.seat.0 {
             self.stirred = true;
-            //B self.leave_former_leader(            self.leave_former_leader(&message);message);
+            self.leave_former_leader(&message);
             // Refusals (of a stale term, of an unknown voter) are Raft's way of ignoring a message.
             let _ = self.raw.step(message);
         }

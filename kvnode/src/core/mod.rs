@@ -38,6 +38,7 @@ mod replicate;
 mod serve;
 mod stable;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::storage::{Fact, Result, Store};
@@ -137,14 +138,14 @@ const FACT_RAFT: Fact = Fact("raft");
 
 /// The part of a replica's state that is kept beside its data.
 #[derive(serde::Serialize, serde::Deserialize)]
-struct ReplicaFact {
-    applied: Vector,
+struct ReplicaFact<'a> {
+    applied: Cow<'a, Vector>,
     floors: crate::wire::peer::Floors,
     clock: clock::Stamp,
     complete: bool,
     /// The newest life known of each member: what was reported by an earlier one no longer counts (see [`stable`]).
     lives: Vec<(NodeId, Incarnation)>,
-    handed: Option<Handed>,
+    handed: Option<Cow<'a, Handed>>,
 }
 
 /// One node's protocol state.
@@ -225,7 +226,7 @@ impl Core {
         store.set_fact(FACT_BIRTH, encode_fact(&birth));
         store.set_fact(FACT_OWNER, settings.me.as_str().as_bytes().to_vec());
         let topology: Option<Topology> = read_fact(&*store, FACT_TOPOLOGY)?;
-        let fact: Option<ReplicaFact> = read_fact(&*store, FACT_REPLICA)?;
+        let fact: Option<ReplicaFact<'_>> = read_fact(&*store, FACT_REPLICA)?;
         let copies: Option<Copies> = read_fact(&*store, handover::FACT_COPIES)?;
         let inventory = Inventory::of(&*store)?;
         let peers = settings.view.iter().filter(|&addr| *addr != settings.me);
@@ -277,7 +278,7 @@ impl Core {
     }
 
     /// Goes on from the data of an earlier life.
-    fn recover(&mut self, fact: Option<ReplicaFact>) {
+    fn recover(&mut self, fact: Option<ReplicaFact<'_>>) {
         let (Some(replica), Some(fact)) = (self.replica.as_mut(), fact) else { return };
         for (node, life) in fact.lives {
             let addr = self.topology.as_ref().and_then(|topology| topology.nodes.get(&node));
@@ -286,11 +287,11 @@ impl Core {
             }
         }
         self.inventory.clock.observe(fact.clock);
-        replica.applied = fact.applied.clone();
-        replica.durable = fact.applied;
+        replica.applied = fact.applied.into_owned();
+        replica.durable = replica.applied.clone();
         replica.raise_floors(&fact.floors);
         if fact.handed.is_some() {
-            replica.handed = fact.handed;
+            replica.handed = fact.handed.map(Cow::into_owned);
         }
         if fact.complete {
             replica.stage = if replica.shard.is_some() { Stage::Serving } else { Stage::Leaving };
@@ -357,11 +358,11 @@ impl Core {
             && let Some(replica) = &self.replica
         {
             let fact = ReplicaFact {
-                applied: replica.applied.clone(),
+                applied: Cow::Borrowed(&replica.applied),
                 floors: replica.floors_list(),
                 clock: self.inventory.clock.last(),
                 complete: replica.stage != Stage::Filling,
-                handed: replica.handed.clone(),
+                handed: replica.handed.as_ref().map(Cow::Borrowed),
                 lives: replica.others.iter().filter_map(|&node| Some((node, self.newest_life(node)?))).collect(),
             };
             self.store.set_fact(FACT_REPLICA, encode_fact(&fact));
@@ -432,19 +433,17 @@ impl Core {
     }
 
     fn node_of(&self, addr: &Addr) -> Option<NodeId> {
-        self.topology.as_ref()?.node_at(addr)
+        self.bearings.node_at(addr)
     }
 
     /// Whether `addr` is another replica of this node's shard.
     fn is_mate(&self, addr: &Addr) -> bool {
-        let Some(node) = self.node_of(addr) else { return false };
-        self.replica.as_ref().is_some_and(|replica| replica.others.contains(&node))
+        self.replica.is_some() && self.bearings.ring.contains(addr)
     }
 
     /// Addresses of the other replicas of this node's shard.
     fn mates(&self) -> Vec<Addr> {
-        let Some(replica) = &self.replica else { return Vec::new() };
-        replica.others.iter().filter_map(|&node| self.addr_of(node).cloned()).collect()
+        if self.replica.is_some() { self.bearings.ring.clone() } else { Vec::new() }
     }
 
     fn is_serving(&self) -> bool {

@@ -87,25 +87,24 @@ impl Core {
 
     /// Something was written here: the other replicas are to have it.
     pub(super) fn wake_mates(&mut self) {
-        let Some(replica) = &self.replica else { return };
-        let me = replica.origin.node;
-        let mut ring = replica.others.clone();
-        ring.sort_unstable_by_key(|&node| (node < me, node));
+        if self.replica.is_none() {
+            return;
+        }
         // With this one they make a majority.
-        let mut wanted = ring.len().div_ceil(2);
+        let mut wanted = self.bearings.ring.len().div_ceil(2);
         let now = self.now.mono_ms;
-        for node in ring {
-            let Some(addr) = self.addr_of(node).cloned() else { continue };
-            let Some(peer) = self.peers.get(&addr) else { continue };
-            let is_eager = wanted > 0 && self.lacks_writes(&addr, peer) && self.is_reachable(peer);
+        for at in 0..self.bearings.ring.len() {
+            let addr = &self.bearings.ring[at];
+            let Some(peer) = self.peers.get(addr) else { continue };
+            let is_eager = wanted > 0 && self.lacks_writes(addr, peer) && self.is_reachable(peer);
             wanted -= usize::from(is_eager);
-            let Some(peer) = self.peers.get_mut(&addr) else { continue };
+            let Some(peer) = self.peers.get_mut(addr) else { continue };
             peer.is_eager = is_eager;
             if peer.push == Push::Done {
                 peer.push = Push::Lingering { since_ms: now };
             }
-            if is_eager || peer.push == Push::Now {
-                self.wakes.insert(addr);
+            if (is_eager || peer.push == Push::Now) && !self.wakes.contains(addr) {
+                self.wakes.insert(addr.clone());
             }
         }
     }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::causal::{Context, Vector};
 use super::causality::Check;
 use super::contact::Peer;
+use super::replica::Replica;
 use super::request::{Answer, Op};
 use super::settings::Mutant;
 use super::topology::slots_in;
@@ -132,8 +133,11 @@ impl Core {
         }
         self.now = Now { mono_ms: self.now.mono_ms.max(now.mono_ms), wall_ms: now.wall_ms };
         let seal = self.bearings.seal.as_ref()?;
-        let mut context = Context::nothing();
-        for text in tokens {
+        let mut context = match tokens.first() {
+            Some(text) => seal.decode(text)?,
+            None => Context::nothing(),
+        };
+        for text in tokens.iter().skip(1) {
             context.merge(&seal.decode(text)?);
         }
         let shard = self.shard_for(op, None);
@@ -439,6 +443,9 @@ impl Core {
         let Some(replica) = &self.replica else { return };
         // Who has not said yet what it is under a layout that has just come into force may well serve.
         let serves = |peer: &Peer| peer.stage != Some(Stage::Filling);
+        if self.first_waits_on(replica, serves) {
+            return;
+        }
         let present = self.acknowledgements(replica.others.iter().copied(), |peer| serves(peer).then_some(peer.held));
         // What was written under the layout before waits for the replicas that the shard had then.
         let before = replica.before.zip(replica.handed.as_ref()).map(|(origin, handed)| {
@@ -490,6 +497,21 @@ impl Core {
         }
     }
 
+    /// Whether the first write under the present layout has to go on waiting, and so have all after it. This is asked far more often
+    /// than anything has changed, so it costs little.
+    fn first_waits_on(&self, replica: &Replica, serves: impl Fn(&Peer) -> bool) -> bool {
+        let Some(first) = self.waiting.unacknowledged.front().filter(|first| first.dot.origin == replica.origin) else {
+            return false;
+        };
+        let (mut copies, mut possible) = (1, 1);
+        for peer in self.bearings.ring.iter().filter_map(|addr| self.peers.get(addr)).filter(|peer| serves(peer)) {
+            let holds = peer.held >= first.dot.seq;
+            copies += usize::from(holds);
+            possible += usize::from(holds || (self.is_reachable(peer) && takes_writes(peer)));
+        }
+        self.now.mono_ms < first.deadline_ms && copies < (replica.size() / 2 + 1).min(possible)
+    }
+
     /// Up to which number each of some other replicas holds our writes; those without a number don't count.
     fn acknowledgements(
         &self,
@@ -502,8 +524,7 @@ impl Core {
             let Some(peer) = self.peer_of(node) else { continue };
             let Some(seq) = held(peer) else { continue };
             told.all.push(seq);
-            let takes = peer.report.as_ref().is_none_or(|report| report.takes_writes);
-            if self.is_reachable(peer) && takes {
+            if self.is_reachable(peer) && takes_writes(peer) {
                 told.reachable.push(seq);
             }
         }
@@ -551,6 +572,11 @@ impl Core {
             Answer::Full { reason } => Answer::Full { reason },
         }
     }
+}
+
+/// Whether a peer has room for writes, as far as is known.
+fn takes_writes(peer: &Peer) -> bool {
+    peer.report.as_ref().is_none_or(|report| report.takes_writes)
 }
 
 /// Listings under way: the pages of the shards that have answered.

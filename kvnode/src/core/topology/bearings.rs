@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{SlotRun, Topology};
 use crate::core::token::Seal;
-use crate::wire::ident::{Epoch, NodeId, Origin, ShardId, Slot};
+use crate::wire::ident::{Addr, Epoch, NodeId, Origin, ShardId, Slot};
 
 /// A topology from one node's point of view.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +21,9 @@ pub struct Bearings {
     pub seal: Option<Seal>,
     /// The slots of the shard that this node is in, in order.
     pub own_runs: Vec<SlotRun>,
+    /// The other replicas of that shard as they follow on this one in a ring.
+    pub ring: Vec<Addr>,
+    nodes: BTreeMap<Addr, NodeId>,
 }
 
 impl Bearings {
@@ -42,7 +45,14 @@ impl Bearings {
         let own_runs = own.map(|shard| topology.layout.runs_of(shard)).unwrap_or_default();
         let (epoch, next) = (topology.layout.epoch, topology.next_epoch());
         let seal = Some(Seal::new(&topology.context_key));
-        Self { concerned, oldest: topology.oldest_epoch(), epoch, next, seal, own_runs }
+        let ring = ring(topology, own, me);
+        let nodes = topology.nodes.iter().map(|(&node, addr)| (addr.clone(), node)).collect();
+        Self { concerned, oldest: topology.oldest_epoch(), epoch, next, seal, own_runs, ring, nodes }
+    }
+
+    /// The node at an address, if the topology lists it.
+    pub fn node_at(&self, addr: &Addr) -> Option<NodeId> {
+        self.nodes.get(addr).copied()
     }
 
     /// The shards that now have slots which an origin may have written to; none if no living layout knows it.
@@ -60,4 +70,11 @@ impl Bearings {
         let after = self.own_runs.partition_point(|&(first, _)| first <= slot);
         after > 0 && slot <= self.own_runs[after - 1].1
     }
+}
+
+fn ring(topology: &Topology, own: Option<ShardId>, me: Option<NodeId>) -> Vec<Addr> {
+    let (Some(own), Some(me)) = (own, me) else { return Vec::new() };
+    let mut others: Vec<NodeId> = topology.members(own).iter().copied().filter(|&node| node != me).collect();
+    others.sort_unstable_by_key(|&node| (node < me, node));
+    others.iter().filter_map(|node| topology.nodes.get(node).cloned()).collect()
 }
