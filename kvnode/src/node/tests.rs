@@ -217,8 +217,11 @@ async fn a_write_goes_to_the_others_while_it_waits_for_the_disk() {
         let (node, key) = (one.clone(), key.clone());
         async move { node.request(Op::Put { key, value: value.into() }, Vec::new()).await }
     };
-    // The link is open, and both know that the other serves.
-    assert!(matches!(put("1").await, Answer::Created { replicas: 2, .. }));
+    // Until the link is open and each knows that the other serves, a write is answered with one copy.
+    let two_copies = async {
+        while !matches!(put("1").await, Answer::Created { replicas: 2, .. } | Answer::Replaced { replicas: 2, .. }) {}
+    };
+    timeout(Duration::from_secs(5), two_copies).await.expect("two replicas that hear each other");
 
     disk.set_stuck(true);
     let put = tokio::spawn(put("2"));
