@@ -12,6 +12,7 @@
 //! number of the last synced batch goes to the file `synced`: a store that comes back with less has been damaged. It is set
 //! aside, never deleted, and the node is filled by its peers.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -38,15 +39,24 @@ const BATCH: &str = "batch";
 /// A file that is there while no process has the store open and the last one ended in order.
 const ENDED_IN_ORDER: &str = "ended-in-order";
 
-/// Staged changes; `None`: removed.
-type Staged = BTreeMap<Key, (Slot, Option<Version>)>;
+/// A staged change.
+struct Staged {
+    slot: Slot,
+    /// `None`: removed.
+    version: Option<Version>,
+    /// Whether the engine has the key; `None`: not looked up.
+    known: Option<bool>,
+}
 
 pub struct DurableStore {
     db: Database,
     versions: Keyspace,
     keys: Keyspace,
     facts: Keyspace,
-    staged: Staged,
+    staged: BTreeMap<Key, Staged>,
+    /// What the engine has of the key that was looked up last. A write is decided on, counted and staged one after the other, and
+    /// each of them asks.
+    last_head: RefCell<Option<(Key, Option<Head>)>>,
     staged_facts: BTreeMap<&'static str, Vec<u8>>,
     aside: Aside,
     syncer: Arc<FjallSyncer>,
@@ -132,9 +142,9 @@ impl DurableStore {
             FjallSyncer { db: db.clone(), committed: AtomicU64::new(recovered), synced: Mutex::new((path, synced)) };
         let keyspaces = [versions.clone(), keys.clone(), facts.clone()];
         let gauge = Arc::new(FjallGauge { db: db.clone(), keyspaces, dir: dir.to_owned(), ballast });
-        let (staged, staged_facts) = (BTreeMap::new(), BTreeMap::new());
+        let (staged, last_head, staged_facts) = (BTreeMap::new(), RefCell::default(), BTreeMap::new());
         let aside = Aside::new(dir.join("set-aside.jsonl"));
-        Ok(Self { db, versions, keys, facts, staged, staged_facts, aside, syncer: Arc::new(syncer), gauge })
+        Ok(Self { db, versions, keys, facts, staged, last_head, staged_facts, aside, syncer: Arc::new(syncer), gauge })
     }
 
     /// Opens the store in `dir`. A damaged one is set aside, and an empty one takes its place; then where the damaged one is
@@ -172,8 +182,16 @@ impl DurableStore {
         belongs: impl Fn(Slot, &Key) -> bool + 'a,
     ) -> BTreeMap<Key, Option<Version>> {
         let start = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.clone()));
-        let staged = self.staged.range((start, Bound::Unbounded)).filter(|(key, (slot, _))| belongs(*slot, key));
-        staged.map(|(key, (_, version))| (key.clone(), version.clone())).collect()
+        let all = self.staged.range((start, Bound::Unbounded));
+        let staged = all.filter(|(key, Staged { slot, .. })| belongs(*slot, key));
+        staged.map(|(key, Staged { version, .. })| (key.clone(), version.clone())).collect()
+    }
+
+    fn stage(&mut self, slot: Slot, key: &Key, version: Option<Version>) {
+        let looked_up =
+            self.last_head.borrow().as_ref().filter(|(last, _)| last == key).map(|(_, head)| head.is_some());
+        let known = self.staged.get(key).map_or(looked_up, |staged| staged.known);
+        self.staged.insert(key.clone(), Staged { slot, version, known });
     }
 }
 
@@ -226,27 +244,33 @@ fn overlay(
 
 impl Store for DurableStore {
     fn get(&self, slot: Slot, key: &Key) -> Result<Option<Version>> {
-        if let Some((_, staged)) = self.staged.get(key) {
-            return Ok(staged.clone());
+        if let Some(staged) = self.staged.get(key) {
+            return Ok(staged.version.clone());
         }
         let stored = self.versions.get(version_key(slot, key))?;
         stored.map(|bytes| decode(&bytes)).transpose()
     }
 
     fn head(&self, slot: Slot, key: &Key) -> Result<Option<Head>> {
-        if let Some((_, staged)) = self.staged.get(key) {
-            return Ok(staged.as_ref().map(Version::head));
+        if let Some(staged) = self.staged.get(key) {
+            return Ok(staged.version.as_ref().map(Version::head));
+        }
+        let mut last = self.last_head.borrow_mut();
+        if let Some((_, head)) = last.as_ref().filter(|(last, _)| last == key) {
+            return Ok(*head);
         }
         let stored = self.versions.get(version_key(slot, key))?;
-        stored.map(|bytes| decode_head(&bytes)).transpose()
+        let head = stored.map(|bytes| decode_head(&bytes)).transpose()?;
+        *last = Some((key.clone(), head));
+        Ok(head)
     }
 
     fn put(&mut self, slot: Slot, key: &Key, version: &Version) {
-        self.staged.insert(key.clone(), (slot, Some(version.clone())));
+        self.stage(slot, key, Some(version.clone()));
     }
 
     fn remove(&mut self, slot: Slot, key: &Key) {
-        self.staged.insert(key.clone(), (slot, None));
+        self.stage(slot, key, None);
     }
 
     fn set_aside(&mut self, key: &Key, version: &Version) -> bool {
@@ -315,9 +339,10 @@ impl Store for DurableStore {
         self.aside.write().map_err(|error| io_error(&error))?;
         let number = self.syncer.committed.load(Ordering::Relaxed) + 1;
         let mut batch = self.db.batch().durability(Some(PersistMode::Buffer));
-        for (key, (slot, version)) in std::mem::take(&mut self.staged) {
+        self.last_head.take();
+        for (key, Staged { slot, version, known }) in std::mem::take(&mut self.staged) {
             let place = version_key(slot, &key);
-            let known = self.versions.contains_key(&place)?;
+            let known = known.map_or_else(|| self.versions.contains_key(&place), Ok)?;
             match version {
                 Some(version) => {
                     if !known {

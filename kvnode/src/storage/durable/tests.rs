@@ -25,6 +25,10 @@ fn next(state: &mut u64) -> u64 {
 
 fn change(store: &mut dyn Store, random: u64, step: u64) {
     let key = key(random % 60);
+    // Most changes are decided on by a look at what is there.
+    if random / 240 % 3 > 0 {
+        store.head(Slot::of(&key), &key).unwrap();
+    }
     match random / 60 % 4 {
         0 => store.remove(Slot::of(&key), &key),
         1 => store.set_fact(Fact("fact"), step.to_be_bytes().to_vec()),
@@ -37,6 +41,7 @@ fn everything(store: &dyn Store, random: u64) -> impl PartialEq + std::fmt::Debu
     let (slot, limit) = (Slot::of(&some), 1 + random as usize % 7);
     (
         store.get(slot, &some).unwrap(),
+        store.head(slot, &some).unwrap().map(|head| (head.stamp, head.dot, head.has_value)),
         store.slot(slot, None, limit).unwrap(),
         store.keys("key-", Some(&some), limit).unwrap(),
         store.keys("key-1", None, usize::MAX).unwrap(),
