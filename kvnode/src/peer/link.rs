@@ -19,8 +19,11 @@ use crate::drill::{Drill, Way};
 use crate::wire::ident::Addr;
 use crate::wire::peer::Batch;
 
-/// A node that does not accept a connection for so long, or does not make it a stream, counts as not there.
+/// A node that does not accept a connection for so long counts as not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long it may take until the connection has become a stream: the system accepts for a node that is busy, and the node answers.
+/// Below the time for an answer, so that what was certainly not seen is known to be that.
+const OPEN_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// A batch that was not answered for so long is lost. Longer than any pause that is not a failure.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// An answer is a batch; its size is bounded by what a sender puts in one.
@@ -128,9 +131,8 @@ impl Line {
                 answered => return self.keep(frames, answered),
             }
         }
-        let opened = timeout(CONNECT_TIMEOUT, self.open()).await;
-        let mut frames =
-            opened.unwrap_or_else(|_| Err("it does not accept connections".into())).map_err(Failed::Unseen)?;
+        let opened = timeout(OPEN_TIMEOUT, self.open()).await;
+        let mut frames = opened.unwrap_or_else(|_| Err("it does not open a stream".into())).map_err(Failed::Unseen)?;
         let answered = ask(&mut frames, batch).await;
         self.keep(frames, answered)
     }
@@ -144,7 +146,8 @@ impl Line {
 
     /// Opens a stream, or says why there is none.
     async fn open(&self) -> Result<Frames, String> {
-        let stream = TcpStream::connect(self.peer.as_str()).await.map_err(|error| error.to_string())?;
+        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(self.peer.as_str())).await;
+        let stream = connected.map_err(|_| "it does not accept connections")?.map_err(|error| error.to_string())?;
         // A socket that can't be set up has broken already, and says so when it is used.
         let _ = stream.set_nodelay(true);
         let (mut sender, connection) =
