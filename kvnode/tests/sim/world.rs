@@ -12,7 +12,7 @@ use kvnode::core::clock::Stamp;
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::room::Room;
 use kvnode::core::settings::{Mutant, Settings};
-use kvnode::core::topology::{Topology, Transition};
+use kvnode::core::topology::{Topology, TopologyVersion, Transition};
 use kvnode::core::{Core, Effect, Event, Now, TICK_MS};
 use kvnode::storage::{Store, Version};
 use kvnode::wire::ident::{Addr, Dot, Incarnation, Key, NodeId, Origin, Slot};
@@ -117,6 +117,10 @@ pub struct World {
     pub deletes: BTreeMap<u64, Key>,
     /// Writes that may be lost by right: every node that had them has failed before others took them over.
     pub lost: BTreeSet<u64>,
+    /// Nodes whose removal an operator has asked for while not all was well: they may be given up with what only they have.
+    pub risky: BTreeSet<usize>,
+    /// The newest topology that any node has gone by.
+    newest: TopologyVersion,
 }
 
 impl World {
@@ -160,6 +164,8 @@ impl World {
             held: BTreeMap::new(),
             deletes: BTreeMap::new(),
             lost: BTreeSet::new(),
+            risky: BTreeSet::new(),
+            newest: TopologyVersion::default(),
         }
     }
 
@@ -397,6 +403,20 @@ impl World {
             disk.mark_synced(all);
         }
         self.note_held(node);
+        self.note_given_up(node);
+    }
+
+    /// A new topology may give up nodes: what only they have is lost from then on, not once somebody has overwritten it.
+    fn note_given_up(&mut self, node: usize) {
+        let core = self.nodes[node].core.as_ref().expect("it runs");
+        let Some(topology) = core.topology().filter(|topology| topology.version > self.newest) else { return };
+        self.newest = topology.version;
+        let is_given_up = |&&node: &&usize| match topology.node_at(&self.nodes[node].addr) {
+            Some(id) => topology.written_off().is_some_and(|written_off| written_off.contains(&id)),
+            None => true,
+        };
+        let given_up: Vec<usize> = self.risky.iter().filter(is_given_up).copied().collect();
+        given_up.into_iter().for_each(|node| self.forget_held(node, 0));
     }
 
     /// An event may make the next tick due earlier.
@@ -492,7 +512,13 @@ impl World {
                 Effect::Wake(peer) => {
                     self.nodes[node].awake.insert(peer);
                 }
-                Effect::Say(_, text) => self.said.push(format!("{} {}: {text}", self.now_ms, self.nodes[node].addr)),
+                Effect::Say(_, text) => {
+                    // It went on for a while after it was given up, and has just learned of it.
+                    if text.contains("was given up") && self.risky.contains(&node) {
+                        self.forget_held(node, 0);
+                    }
+                    self.said.push(format!("{} {}: {text}", self.now_ms, self.nodes[node].addr));
+                }
             }
         }
         for peer in std::mem::take(&mut self.nodes[node].awake) {

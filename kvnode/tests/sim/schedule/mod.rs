@@ -4,7 +4,7 @@
 mod faults;
 mod peace;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use kvnode::checker::Moment;
 use kvnode::core::request::{Answer, Op};
@@ -100,8 +100,6 @@ struct Run {
     down_until: BTreeMap<usize, u64>,
     next_change_ms: u64,
     changes_asked: u64,
-    /// Nodes whose removal was asked for while faults were about: what only they have may be lost.
-    risky: BTreeSet<usize>,
 }
 
 /// The run for liveness: faults, then how long it took until all was well again. Nothing else is judged.
@@ -153,7 +151,6 @@ fn lead(seed: u64, load: Load, mutant: Option<Mutant>) -> Result<(Run, Converged
         down_until: BTreeMap::new(),
         next_change_ms: 0,
         changes_asked: 0,
-        risky: BTreeSet::new(),
     };
     run.next_change_ms = run.world.now_ms + run.world.rng.between(100, 2_500);
     run.work();

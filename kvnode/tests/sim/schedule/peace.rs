@@ -44,7 +44,7 @@ impl Run {
         self.world.run_until(SETTLED_MS, equal);
         let equal_ms = self.world.now_ms - healed_ms;
         let is_settled = self.world.run_until(SETTLED_MS - equal_ms, settled);
-        for node in std::mem::take(&mut self.risky) {
+        for node in std::mem::take(&mut self.world.risky) {
             self.world.given_up(node);
         }
         if is_settled {
