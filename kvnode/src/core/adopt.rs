@@ -308,7 +308,7 @@ impl Core {
 impl Peer {
     /// The layout has changed: what was said of writes and reports under the one before does not count.
     fn begin_epoch(&mut self) {
-        self.held_before = self.held;
+        (self.held_before, self.sent_before) = (self.held, self.held);
         (self.sent, self.held) = (0, 0);
         self.report = None;
         self.stage = None;

@@ -65,8 +65,9 @@ pub(super) struct Peer {
     /// Whether those that it lacks wait for other writes to go with them, and whether clients wait for it to have them.
     pub push: Push,
     pub is_eager: bool,
-    /// Acknowledged up to, of our origin under the layout before.
+    /// Of our origin under the layout before: acknowledged up to, and sent again up to.
     pub held_before: u64,
+    pub sent_before: u64,
     /// When we last asked it for what we lack.
     pub pulled_ms: Option<u64>,
     /// Whether a repair from this life of it has filled us.
@@ -260,6 +261,10 @@ impl Core {
             }
             // Everything below concerns the data of a shard and comes from its replicas only.
             message if self.is_mate(from) => self.mate_message(from, message)?,
+            // What clients still wait for that wrote it under the layout before.
+            message @ (Message::Writes { .. } | Message::Held { .. }) if self.was_mate(from) => {
+                self.mate_message(from, message)?;
+            }
             _ => {}
         }
         Ok(())
@@ -407,7 +412,7 @@ impl Core {
     /// Whether a batch to this peer would carry anything.
     pub fn wants(&self, addr: &Addr) -> bool {
         let Some(peer) = self.peers.get(addr) else { return false };
-        !peer.queue.is_empty() || self.has_writes_for(addr, peer)
+        !peer.queue.is_empty() || self.has_writes_for(addr, peer) || self.earlier_writes_for(addr).is_some()
     }
 
     /// The next batch to a peer; `None` if there is nothing to say. Call it only between turns.
@@ -419,6 +424,7 @@ impl Core {
         let (mut messages, weight) = self.take_messages(addr);
         self.attach_topology(addr, &mut messages);
         if weight < BATCH_WEIGHT_MAX {
+            messages.extend(self.take_earlier_writes_for(addr, BATCH_WEIGHT_MAX - weight));
             messages.extend(self.take_writes_for(addr, BATCH_WEIGHT_MAX - weight));
         }
         self.owe(addr);

@@ -441,6 +441,12 @@ impl Core {
         self.replica.is_some() && self.bearings.ring.contains(addr)
     }
 
+    /// Whether `addr` was one under the layout before, and what was written then is not at its heirs yet.
+    fn was_mate(&self, addr: &Addr) -> bool {
+        let handed = self.replica.as_ref().and_then(|replica| replica.handed.as_ref());
+        handed.is_some_and(|handed| self.node_of(addr).is_some_and(|node| handed.members.contains(&node)))
+    }
+
     /// Addresses of the other replicas of this node's shard.
     fn mates(&self) -> Vec<Addr> {
         if self.replica.is_some() { self.bearings.ring.clone() } else { Vec::new() }

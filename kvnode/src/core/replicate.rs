@@ -85,6 +85,26 @@ impl Core {
         Some(Message::Writes { writes, pulled: false })
     }
 
+    /// The newest write under the layout before that a client waits for, and where it has to begin, if this peer has something to do
+    /// with it and was not sent it since. Once, because heirs get all of it in the end without (see [`super::handover`]); at once,
+    /// because that takes longer than a client should wait.
+    pub(super) fn earlier_writes_for(&self, addr: &Addr) -> Option<(Origin, u64)> {
+        let origin = self.replica.as_ref()?.before.filter(|_| !self.settings.broken(Mutant::EarlierWritesKept))?;
+        let last = self.last_awaited_of(origin)?;
+        let peer = self.peers.get(addr)?;
+        let from = peer.held_before.max(peer.sent_before);
+        (from < last && (self.was_mate(addr) || self.is_mate(addr))).then_some((origin, from))
+    }
+
+    pub(super) fn take_earlier_writes_for(&mut self, addr: &Addr, weight_max: usize) -> Option<Message> {
+        let (origin, from) = self.earlier_writes_for(addr)?;
+        // What a short log has dropped is left to the handing over.
+        let writes = self.replica.as_ref()?.log.of_origin(origin, from, weight_max).unwrap_or_default();
+        let sent = writes.last().map_or(u64::MAX, |write| write.version.dot.seq);
+        self.peers.get_mut(addr)?.sent_before = sent;
+        (!writes.is_empty()).then_some(Message::Writes { writes, pulled: false })
+    }
+
     /// Something was written here: the other replicas are to have it.
     pub(super) fn wake_mates(&mut self) {
         if self.replica.is_none() {

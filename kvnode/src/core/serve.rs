@@ -15,7 +15,7 @@ use super::settings::Mutant;
 use super::topology::slots_in;
 use super::{Core, Effect, Now};
 use crate::storage::{Result, Version};
-use crate::wire::ident::{Addr, Dot, Incarnation, Key, NodeId, ShardId, Slot};
+use crate::wire::ident::{Addr, Dot, Incarnation, Key, NodeId, Origin, ShardId, Slot};
 use crate::wire::peer::{Message, Stage, Write};
 
 /// Versions read for one page of a listing, at most: a page may be shorter than asked for.
@@ -259,7 +259,7 @@ impl Core {
     }
 
     /// For mutants that don't check: the context as if all of it were here.
-    fn check_nothing(&self, context: &Context) -> (Vector, Vector, Vec<crate::wire::ident::Origin>) {
+    fn check_nothing(&self, context: &Context) -> (Vector, Vector, Vec<Origin>) {
         (Vector::new(), context.seen.clone(), Vec::new())
     }
 
@@ -495,6 +495,12 @@ impl Core {
             };
             self.answer(requester, answer);
         }
+    }
+
+    /// The newest write that a client waits for of an origin that has ended: all of them are before those of the present one.
+    pub(super) fn last_awaited_of(&self, ended: Origin) -> Option<u64> {
+        let of_it = self.waiting.unacknowledged.iter().take_while(|write| write.dot.origin == ended);
+        of_it.last().map(|write| write.dot.seq)
     }
 
     /// Whether the first write under the present layout has to go on waiting, and so have all after it. This is asked far more often

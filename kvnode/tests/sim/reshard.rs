@@ -3,6 +3,8 @@
 //! Nodes 0 to 2 are shard s1, nodes 3 to 5 shard s2. Node 2 and node 5 become shard s3: node 2 has to fetch slots from s2, and
 //! node 5 from s1.
 
+use std::collections::BTreeMap;
+
 use kvnode::core::admin::AdminOp;
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::settings::Mutant;
@@ -317,4 +319,60 @@ pub fn many_changes_leave_nothing_behind(changes: u32) {
 
 fn kvnode_size(topology: &kvnode::core::topology::Topology) -> usize {
     postcard::to_stdvec(topology).expect("it can be stored").len()
+}
+
+/// Clients at all nodes write back to back through a reshard, on links of 1 to 5 ms. None of them waits much longer than at other times,
+/// and none is answered with one copy: what was written under the layout before and not acknowledged yet goes on to the others.
+pub fn nobody_waits_for_a_reshard(mutant: Option<Mutant>) -> Result<(), String> {
+    const CLIENTS: usize = 24;
+    const LONGEST_MS: u64 = 150;
+    let mut world = cluster(mutant);
+    let began = world.now_ms;
+    let (mut open, mut asked) = (BTreeMap::new(), 1_000);
+    let mut ask_one = |world: &mut World, open: &mut BTreeMap<u64, u64>| {
+        asked += 1;
+        let key = format!("key-{}", world.rng.below(300)).as_str().into();
+        world.request(asked as usize % 6, asked, put(&key, "1"), Vec::new());
+        open.insert(asked, world.now_ms);
+    };
+    (0..CLIENTS).for_each(|_| ask_one(&mut world, &mut open));
+    while world.now_ms < began + 3_000 {
+        world.run_until(1, |_| false);
+        if world.now_ms == began + 300 {
+            reshard(&mut world, 1);
+        }
+        for (id, answer) in std::mem::take(&mut world.answers) {
+            let since = open.remove(&id).expect("it was asked");
+            let (at, took) = (since - began, world.now_ms - since);
+            match answer {
+                Some(Answer::Created { replicas, .. } | Answer::Replaced { replicas, .. })
+                    if replicas >= 2 && took <= LONGEST_MS => {}
+                other => return Err(format!("a write begun {at} ms after the clients has {other:?} after {took} ms")),
+            }
+            ask_one(&mut world, &mut open);
+        }
+    }
+    assert!((0..6).all(|node| epoch_at(&world, node) == 2), "it was resharded");
+    Ok(())
+}
+
+/// Everything that contexts were relieved of is at every replica that serves: so one that lost its data serves nothing before it is
+/// filled, or a client would not find what it wrote and what its context no longer names.
+pub fn an_empty_replica_does_not_serve(mutant: Option<Mutant>) -> Result<(), String> {
+    let mut world = cluster(mutant);
+    let key = staying();
+    let context = context_of(ask(&mut world, 0, 1, put(&key, "1"), None))?;
+    // Until it is stable, and nothing of it is left in the context.
+    world.run_until(2_000, |_| false);
+    let context = context_of(ask(&mut world, 0, 2, get(&key), Some(&context)))?;
+    world.wipe(2);
+    world.start(2);
+    for id in 3..200 {
+        match ask(&mut world, 2, id, get(&key), Some(&context)) {
+            Some(Answer::NotFound { .. }) => return Err("a replica without data has answered".into()),
+            Some(Answer::Found { .. }) if world.is_ready(2) => return Ok(()),
+            _ => {}
+        }
+    }
+    Err("it is never filled".into())
 }
