@@ -175,7 +175,7 @@ const MUTANT_SEEDS: u64 = 2_000;
 fn first_seed(mutant: Mutant) -> u64 {
     match mutant {
         Mutant::LifeReused => 432,
-        Mutant::CopyVectorFirst => 349,
+        Mutant::CopyVectorFirst => 356,
         _ => 0,
     }
 }
