@@ -126,6 +126,11 @@ fn a_write_of_a_member_that_was_written_off_does_not_part_the_replicas() {
     assert!(converged.is_ok(), "{converged:?}");
 }
 
+#[test]
+fn nobody_is_filled_by_a_member_that_was_written_off() {
+    shows(written_off::nobody_is_filled_by_a_member_that_was_written_off, Mutant::RepairsFromGivenUp);
+}
+
 /// What many seeds have shown.
 #[derive(Default)]
 struct Total {

@@ -107,3 +107,29 @@ pub fn nothing_is_taken_from_a_member_that_was_written_off(mutant: Option<Mutant
     wait_for(&mut world, 8_000, "the end of the change", |world| !knows_the_write_off(world, 2))?;
     equal_in_the_end(&mut world, &key)
 }
+
+/// The same, but the one that can reach node 0 has lost its data, and is filled. Not by node 0, as long as another replica has data: that
+/// one would never hear of what node 0 alone has.
+pub fn nobody_is_filled_by_a_member_that_was_written_off(mutant: Option<Mutant>) -> Verdict {
+    let (mut world, key) = (cluster(mutant), staying());
+    let leader = settling_without_node_0(&mut world, &key)?;
+    if leader == 1 {
+        return Err("the schedule wants another leader".into());
+    }
+    let late = if leader == 5 { 4 } else { 5 };
+    cut(&mut world, &[late], &[1, 2, 3, 4, 5, 6]);
+    let addr = world.nodes[0].addr.clone();
+    world.admin(leader, 3, AdminOp::RemoveNode(addr));
+    let both = |world: &World| knows_the_write_off(world, 1) && knows_the_write_off(world, 2);
+    wait_for(&mut world, 4_000, "nodes 1 and 2 hear", both)?;
+    world.run_until(1_500, |_| false);
+    world.wipe(1);
+    world.start(1);
+    wait_for(&mut world, 4_000, "node 1 hears", |world| knows_the_write_off(world, 1))?;
+    connect(&mut world, &[0], &[1]);
+    wait_for(&mut world, 8_000, "node 1 is filled", |world| world.is_ready(1))?;
+    cut(&mut world, &[1], &[0, 2]);
+    connect(&mut world, &[late], &[3, 4, 5, 6]);
+    wait_for(&mut world, 8_000, "the end of the change", |world| !knows_the_write_off(world, 2))?;
+    equal_in_the_end(&mut world, &key)
+}
