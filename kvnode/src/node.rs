@@ -330,6 +330,15 @@ fn fail(shared: &Shared, error: &StoreError) {
 /// Peers that wait for the answer to their batch.
 type PeersWaiting = Vec<(Addr, oneshot::Sender<Batch>)>;
 
+/// A turn up to its commit.
+struct Handled {
+    senders: PeersWaiting,
+    /// What has to be synced before anything of the turn is told.
+    syncer: Option<Arc<dyn Syncer>>,
+    /// That is more than data: see [`Committed::urgent`].
+    urgent: bool,
+}
+
 /// The loop's own state.
 struct Loop {
     shared: Arc<Shared>,
@@ -389,14 +398,14 @@ impl Loop {
             }
             (std::mem::take(&mut inbox.events), std::mem::take(&mut inbox.batches))
         };
-        let (senders, syncer, urgent) = self.handle(events, batches, tick)?;
-        if let Some(syncer) = syncer {
-            if !urgent {
+        let handled = self.handle(events, batches, tick)?;
+        if let Some(syncer) = handled.syncer {
+            if !handled.urgent {
                 self.send_writes();
             }
             self.sync(syncer).await?;
         }
-        self.act(senders);
+        self.act(handled.senders);
         Ok(())
     }
 
@@ -413,21 +422,20 @@ impl Loop {
         }
     }
 
-    /// The synchronous part of a turn: handle and commit. Gives the peers that wait for an answer, what has to be synced first, and
-    /// whether that is more than data.
+    /// The synchronous part of a turn: handle and commit.
     fn handle(
         &mut self,
         events: Vec<Event>,
         batches: Vec<(Batch, oneshot::Sender<Batch>)>,
         tick: bool,
-    ) -> Result<(PeersWaiting, Option<Arc<dyn Syncer>>, bool)> {
+    ) -> Result<Handled> {
         let shared = self.shared.clone();
         let mut core = lock(&shared.core);
         let done = self.handle_all(&mut core, events, batches, tick);
         let due = |committed: &Committed| committed.urgent || (committed.changed && self.always);
         let syncer = done.as_ref().ok().and_then(|(_, committed)| self.syncer.clone().filter(|_| due(committed)));
         shared.held.store(syncer.is_some() || done.is_err(), Ordering::Relaxed);
-        done.map(|(senders, committed)| (senders, syncer, committed.urgent))
+        done.map(|(senders, committed)| Handled { senders, syncer, urgent: committed.urgent })
     }
 
     fn handle_all(

@@ -14,7 +14,6 @@ use crate::core::request::{Answer, Missing};
 use crate::node::NotReady;
 use crate::wire::ident::Dot;
 
-#[expect(clippy::declare_interior_mutable_const, reason = "a constant name changes nothing inside")]
 const METADATA: HeaderName = HeaderName::from_static(METADATA_HEADER);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const CLOSE: (HeaderName, HeaderValue) = (CONNECTION, HeaderValue::from_static("close"));

@@ -26,7 +26,7 @@ fn next(state: &mut u64) -> u64 {
 fn change(store: &mut dyn Store, random: u64, step: u64) {
     let key = key(random % 60);
     // Most changes are decided on by a look at what is there.
-    if random / 240 % 3 > 0 {
+    if !(random / 240).is_multiple_of(3) {
         store.head(Slot::of(&key), &key).unwrap();
     }
     match random / 60 % 4 {
