@@ -497,6 +497,13 @@ impl Core {
         }
     }
 
+    /// Nobody is told that writes are done whose data this node drops.
+    pub(super) fn give_up_unacknowledged(&mut self) {
+        for write in std::mem::take(&mut self.waiting.unacknowledged) {
+            self.answer(write.requester, Answer::OutcomeUnknown);
+        }
+    }
+
     /// The newest write that a client waits for of an origin that has ended: all of them are before those of the present one.
     pub(super) fn last_awaited_of(&self, ended: Origin) -> Option<u64> {
         let of_it = self.waiting.unacknowledged.iter().take_while(|write| write.dot.origin == ended);

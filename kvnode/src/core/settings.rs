@@ -95,6 +95,8 @@ pub enum Mutant {
     FullAcknowledges,
     /// Tombstones are dropped while the old members still hand over.
     TombstoneDroppedWhileSettling,
+    /// A node that begins anew goes on under the name that it has written under.
+    LifeKept,
     /// What clients wait for when the layout changes is not sent to the other replicas again.
     EarlierWritesKept,
     /// What an earlier life of a node had asked is answered to its present one.

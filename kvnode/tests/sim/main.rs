@@ -131,6 +131,11 @@ fn nobody_is_filled_by_a_member_that_was_written_off() {
     shows(written_off::nobody_is_filled_by_a_member_that_was_written_off, Mutant::RepairsFromGivenUp);
 }
 
+#[test]
+fn who_begins_anew_counts_under_another_name() {
+    shows(written_off::who_begins_anew_counts_under_another_name, Mutant::LifeKept);
+}
+
 /// What many seeds have shown.
 #[derive(Default)]
 struct Total {

@@ -119,6 +119,8 @@ pub struct World {
     pub lost: BTreeSet<u64>,
     /// Nodes whose removal an operator has asked for while not all was well: they may be given up with what only they have.
     pub risky: BTreeSet<usize>,
+    /// A dot that has named two writes.
+    pub used_twice: Option<Dot>,
     /// The newest topology that any node has gone by.
     newest: TopologyVersion,
 }
@@ -165,6 +167,7 @@ impl World {
             deletes: BTreeMap::new(),
             lost: BTreeSet::new(),
             risky: BTreeSet::new(),
+            used_twice: None,
             newest: TopologyVersion::default(),
         }
     }
@@ -453,7 +456,11 @@ impl World {
             let (dot, stamp) = (version.dot, version.stamp);
             let is_deletion = version.value.is_none();
             let new = || Held { ids: ids(), key: key.clone(), stamp, is_deletion, holders: BTreeMap::new() };
-            self.held.entry(dot).or_insert_with(new).holders.entry(node).or_insert(self.now_ms);
+            let held = self.held.entry(dot).or_insert_with(new);
+            held.holders.entry(node).or_insert(self.now_ms);
+            if (&held.key, held.stamp) != (&key, stamp) {
+                self.used_twice.get_or_insert(dot);
+            }
         }
     }
 
@@ -541,13 +548,15 @@ impl World {
         if let Some(batches) = &mut self.batches {
             batches.push(batch.clone());
         }
-        match self.travel(from, to) {
+        let travels = self.travel(from, to);
+        match travels {
             Some(in_ms) => self.later(in_ms, Step::Request { from, to, life, batch: batch.clone(), original: true }),
             None => self.later(ANSWER_TIMEOUT_MS, Step::Answer { from, to, life, batch: None }),
         }
         let weather = self.weather(from, to);
         if !weather.cut && self.rng.percent(weather.double_percent) {
-            let in_ms = self.rng.between(0, 1_500);
+            // Never ahead of the first: that may find nobody, and its sender is told that nothing of it was seen.
+            let in_ms = travels.unwrap_or(0) + self.rng.between(0, 1_500);
             self.later(in_ms, Step::Request { from, to, life, batch, original: false });
         }
     }

@@ -4,11 +4,12 @@
 //! Nodes 0 to 2 are shard s1, nodes 3 to 5 shard s2; node 6 joins s2. Node 0 alone has a write of the layout before.
 
 use kvnode::core::admin::AdminOp;
+use kvnode::core::request::{Answer, Op};
 use kvnode::core::settings::Mutant;
 use kvnode::core::topology::Transition;
-use kvnode::wire::ident::{Key, ShardId};
+use kvnode::wire::ident::{Dot, Key, ShardId};
 
-use crate::reshard::{cluster, context_of, cut, epoch_at, holds, put, staying, wait_for};
+use crate::reshard::{CUT, cluster, context_of, cut, epoch_at, holds, put, staying, wait_for};
 use crate::scenarios::ask;
 use crate::world::World;
 
@@ -132,4 +133,60 @@ pub fn nobody_is_filled_by_a_member_that_was_written_off(mutant: Option<Mutant>)
     connect(&mut world, &[late], &[3, 4, 5, 6]);
     wait_for(&mut world, 8_000, "the end of the change", |world| !knows_the_write_off(world, 2))?;
     equal_in_the_end(&mut world, &key)
+}
+
+/// Node 0 is the last replica of its shard, and is given up while a change settles; it can't be removed then, and comes back to the
+/// place that it has written under before. It drops what it has, and must not count anew under the same name.
+pub fn who_begins_anew_counts_under_another_name(mutant: Option<Mutant>) -> Verdict {
+    let (mut world, key) = (cluster(mutant), staying());
+    for (id, node, left) in [(1, 1, 5), (2, 2, 4)] {
+        let addr = world.nodes[node].addr.clone();
+        world.admin(3, id, AdminOp::RemoveNode(addr));
+        let removed = |world: &World| is_steady(world) && world.topology().is_some_and(|t| t.nodes.len() == left);
+        wait_for(&mut world, 10_000, "the removal", removed)?;
+    }
+    world.start(6);
+    let addr = world.nodes[6].addr.clone();
+    world.admin(3, 3, AdminOp::AddNode(addr.clone()));
+    wait_for(&mut world, 8_000, "the joiner", |world| world.core(6).is_some_and(|core| core.topology().is_some()))?;
+    let epoch = epoch_at(&world, 3) + 1;
+    // It hears of the flip, and nobody hears that it did.
+    for other in 3..7 {
+        world.weather.insert((0, other), CUT);
+    }
+    world.admin(3, 4, AdminOp::AddMember { shard: ShardId(2), addr });
+    let flipped = |world: &World| [0, 3, 4, 5, 6].into_iter().all(|node| epoch_at(world, node) == epoch);
+    wait_for(&mut world, 8_000, "the flip", flipped)?;
+    cut(&mut world, &[0], &[3, 4, 5, 6]);
+    let before = put_and_delete(&mut world, 10, &key)?;
+    world.run_until(4_000, |_| false);
+    if is_steady(&world) {
+        return Err("the change should wait for node 0".into());
+    }
+    let leader = world.core(3).and_then(|core| core.status().leader).ok_or("nobody leads")?;
+    let (leader, addr) = (world.index_of(&leader), world.nodes[0].addr.clone());
+    world.admin(leader, 5, AdminOp::RemoveNode(addr));
+    wait_for(&mut world, 8_000, "the end of the change", is_steady)?;
+    world.weather.clear();
+    let anew = |world: &World| {
+        world.is_ready(0)
+            && !holds(world, 0, &key)
+            && world.core(0).is_some_and(|core| {
+                core.topology().is_some_and(|topology| {
+                    topology.layout.epoch.0 == epoch && topology.transition == Transition::Steady
+                })
+            })
+    };
+    wait_for(&mut world, 8_000, "node 0 anew in its place", anew)?;
+    let after = put_and_delete(&mut world, 20, &key)?;
+    if before == after { Err(format!("{before} names two deletions")) } else { Ok(()) }
+}
+
+/// Gives the name of the deletion.
+fn put_and_delete(world: &mut World, id: u64, key: &Key) -> Result<Dot, String> {
+    context_of(ask(world, 0, id, put(key, "1"), None))?;
+    match ask(world, 0, id + 1, Op::Delete { key: key.clone() }, None) {
+        Some(Answer::Deleted { tombstone, .. }) => Ok(tombstone),
+        other => Err(format!("a deletion is answered {other:?}")),
+    }
 }

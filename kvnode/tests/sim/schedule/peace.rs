@@ -63,6 +63,9 @@ impl Run {
     }
 
     pub(super) fn verdict(mut self) -> Result<Outcome, String> {
+        if let Some(dot) = self.world.used_twice {
+            return Err(format!("{dot} names two writes"));
+        }
         let deletions = self.name_deletions()?;
         let last = self.final_state(&deletions)?;
         let verdict = judge(&self.history, &self.world.lost, &last);
