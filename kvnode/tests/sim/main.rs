@@ -1,7 +1,7 @@
 //! Simulated clusters under faults. A seed that fails is printed with the command that replays it.
 //!
-//! `KV_SEEDS=10000` runs more seeds; `KV_SEED=n` runs one and prints what the nodes said; `KV_OPERATIONS=10000` makes each
-//! history so long, with more clients at once.
+//! `KV_SEEDS=10000` runs more seeds, `KV_FIRST=n` those from there on; `KV_SEED=n` runs one and prints what the nodes said;
+//! `KV_OPERATIONS=10000` makes each history so long, with more clients at once.
 
 mod corpus;
 mod exhaustive;
@@ -43,14 +43,15 @@ fn seeds() {
         return;
     }
     let count = number("KV_SEEDS").unwrap_or(1_000);
-    let next = AtomicU64::new(0);
+    let first = number("KV_FIRST").unwrap_or(0);
+    let next = AtomicU64::new(first);
     let total = Mutex::new(Total::default());
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             // Whatever thread is faster: the smallest seed that fails is the one that is told.
             let past = |total: &Total| total.failed.as_ref().is_some_and(|(failed, _)| *failed < seed);
-            if seed >= count || past(&total.lock().expect("no other panics")) {
+            if seed >= first + count || past(&total.lock().expect("no other panics")) {
                 return;
             }
             // A node's panic is an offence like any other.

@@ -278,11 +278,12 @@ impl World {
 
     /// Runs the next step, if it is due before `until_ms`. Whether there was one.
     pub fn step(&mut self, until_ms: u64) -> bool {
-        let Some(&Reverse((at, _, index))) = self.steps.peek() else { return false };
-        if at > until_ms {
+        // Time passes also when no node runs and nothing is on its way.
+        let next = self.steps.peek().map(|&Reverse((at, _, index))| (at, index));
+        let Some((at, index)) = next.filter(|&(at, _)| at <= until_ms) else {
             self.now_ms = until_ms;
             return false;
-        }
+        };
         self.steps.pop();
         self.now_ms = self.now_ms.max(at);
         self.trace = self.trace.rotate_left(5) ^ (self.now_ms << 20) ^ index as u64;
