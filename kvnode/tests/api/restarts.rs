@@ -199,7 +199,7 @@ fn what_only_a_removed_node_had_is_set_aside() {
     run(&mut c, 0);
     let file = format!("{}/set-aside.jsonl", c.data_directory(0));
     let lines =
-        poll(Duration::from_secs(10), || std::fs::read_to_string(&file).ok()).expect("a file of what is set aside");
+        poll(Duration::from_secs(30), || std::fs::read_to_string(&file).ok()).expect("a file of what is set aside");
     let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let alone = lines.iter().find(|line| line["key"] == "alone").unwrap_or_else(|| panic!("{lines:?}"));
     assert_eq!(alone["value"], serde_json::json!({"n": 1}));
