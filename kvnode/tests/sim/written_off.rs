@@ -56,6 +56,18 @@ fn settling_without_node_0(world: &mut World, key: &Key) -> Result<usize, String
     Ok(world.index_of(&leader))
 }
 
+/// Node 0 is written off, and both other replicas know it. Gives the node that the change still waits for, which does not decide.
+fn written_off(world: &mut World, leader: usize) -> Result<usize, String> {
+    let late = if leader == 5 { 4 } else { 5 };
+    cut(world, &[late], &[1, 2, 3, 4, 5, 6]);
+    let addr = world.nodes[0].addr.clone();
+    world.admin(leader, 3, AdminOp::RemoveNode(addr));
+    let both = |world: &World| knows_the_write_off(world, 1) && knows_the_write_off(world, 2);
+    wait_for(world, 4_000, "nodes 1 and 2 hear", both)?;
+    world.run_until(1_500, |_| false);
+    Ok(late)
+}
+
 fn equal_in_the_end(world: &mut World, key: &Key) -> Verdict {
     world.weather.clear();
     wait_for(world, 20_000, "the end of all changes", World::all_ready)?;
@@ -92,14 +104,7 @@ pub fn what_was_told_before_the_write_off_does_not_count(mutant: Option<Mutant>)
 pub fn nothing_is_taken_from_a_member_that_was_written_off(mutant: Option<Mutant>) -> Verdict {
     let (mut world, key) = (cluster(mutant), staying());
     let leader = settling_without_node_0(&mut world, &key)?;
-    // The change waits for this one, which does not decide.
-    let late = if leader == 5 { 4 } else { 5 };
-    cut(&mut world, &[late], &[1, 2, 3, 4, 5, 6]);
-    let addr = world.nodes[0].addr.clone();
-    world.admin(leader, 3, AdminOp::RemoveNode(addr));
-    let both = |world: &World| knows_the_write_off(world, 1) && knows_the_write_off(world, 2);
-    wait_for(&mut world, 4_000, "nodes 1 and 2 hear", both)?;
-    world.run_until(1_500, |_| false);
+    let late = written_off(&mut world, leader)?;
     cut(&mut world, &[1], &[2]);
     connect(&mut world, &[0], &[1]);
     world.run_until(2_500, |_| false);
@@ -117,13 +122,7 @@ pub fn nobody_is_filled_by_a_member_that_was_written_off(mutant: Option<Mutant>)
     if leader == 1 {
         return Err("the schedule wants another leader".into());
     }
-    let late = if leader == 5 { 4 } else { 5 };
-    cut(&mut world, &[late], &[1, 2, 3, 4, 5, 6]);
-    let addr = world.nodes[0].addr.clone();
-    world.admin(leader, 3, AdminOp::RemoveNode(addr));
-    let both = |world: &World| knows_the_write_off(world, 1) && knows_the_write_off(world, 2);
-    wait_for(&mut world, 4_000, "nodes 1 and 2 hear", both)?;
-    world.run_until(1_500, |_| false);
+    let late = written_off(&mut world, leader)?;
     world.wipe(1);
     world.start(1);
     wait_for(&mut world, 4_000, "node 1 hears", |world| knows_the_write_off(world, 1))?;
