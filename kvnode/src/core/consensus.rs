@@ -4,6 +4,8 @@
 //! A voter is named by its *seat*: its node and the life in which its data began. A node that lost its data therefore is
 //! another voter, and can't break a promise that it has forgotten.
 
+mod electorate;
+
 use std::collections::BTreeSet;
 
 use protobuf::Message as _;
@@ -13,6 +15,8 @@ use raft::eraftpb::{
 use raft::{Config, GetEntriesContext, RaftState, RawNode, StateRole, Storage, StorageError};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
+
+use electorate::{Electorate, Step};
 
 use super::topology::{Proposal, RequestId, Topology, TopologyVersion};
 use crate::wire::ident::{Incarnation, NodeId};
@@ -210,35 +214,31 @@ impl Consensus {
         self.stirred = true;
         let wanted: BTreeSet<Seat> =
             self.state.electors().into_iter().map(|node| Seat::of(node, self.state.births[&node])).collect();
-        let conf = self.raw.raft.prs().conf();
+        let raft = &self.raw.raft;
+        let conf = raft.prs().conf();
         let voters: BTreeSet<Seat> = conf.voters().ids().iter().map(Seat).collect();
         let learners: BTreeSet<Seat> = conf.learners().iter().copied().map(Seat).collect();
-        let caught_up = |seat: &&Seat| {
-            let committed = self.raw.raft.raft_log.committed;
-            self.raw.raft.prs().get(seat.0).is_some_and(|progress| progress.matched + 1 >= committed)
+        let births = &self.state.births;
+        let present = |seat: Seat| births.get(&seat.node()).is_some_and(|&birth| Seat::of(seat.node(), birth) == seat);
+        let electorate = Electorate {
+            leader: self.seat,
+            wanted: &wanted,
+            voters: &voters,
+            learners: &learners,
+            speaks: &|seat| present(seat) && reachable(seat.node()),
+            caught_up: &|seat| raft.prs().get(seat.0).is_some_and(|told| told.matched + 1 >= raft.raft_log.committed),
         };
-        let change = if let Some(seat) = learners.iter().find(|seat| !wanted.contains(seat)) {
-            Some((ConfChangeType::RemoveNode, *seat))
-        } else if let Some(seat) = learners.iter().find(caught_up) {
-            Some((ConfChangeType::AddNode, *seat))
-        } else if let Some(seat) = voters.iter().find(|seat| !wanted.contains(seat) && **seat != self.seat) {
-            Some((ConfChangeType::RemoveNode, *seat))
-        } else {
-            let missing =
-                wanted.iter().find(|seat| !voters.contains(seat) && !learners.contains(seat) && reachable(seat.node()));
-            missing.map(|seat| (ConfChangeType::AddLearnerNode, *seat))
+        let (kind, seat) = match electorate.next() {
+            Some(Step::Teach(seat)) => (ConfChangeType::AddLearnerNode, seat),
+            Some(Step::Promote(seat)) => (ConfChangeType::AddNode, seat),
+            Some(Step::Dismiss(seat)) => (ConfChangeType::RemoveNode, seat),
+            Some(Step::HandOver(seat)) => return self.raw.transfer_leader(seat.0),
+            None => return,
         };
-        if let Some((kind, seat)) = change {
-            let mut conf_change = ConfChange::default();
-            conf_change.set_change_type(kind);
-            conf_change.set_node_id(seat.0);
-            let _ = self.raw.propose_conf_change(Vec::new(), conf_change);
-        } else if !wanted.contains(&self.seat) && voters.contains(&self.seat) {
-            // A leader that is to go hands its office over first.
-            if let Some(next) = voters.iter().find(|seat| **seat != self.seat && reachable(seat.node())) {
-                self.raw.transfer_leader(next.0);
-            }
-        }
+        let mut conf_change = ConfChange::default();
+        conf_change.set_change_type(kind);
+        conf_change.set_node_id(seat.0);
+        let _ = self.raw.propose_conf_change(Vec::new(), conf_change);
     }
 
     #[cfg(test)]
