@@ -194,7 +194,9 @@ impl Core {
     /// deletions had one name.)
     fn begin_another_life(&mut self, epoch: Epoch) {
         // What clients wait for may be nowhere any more, or have got to others.
-        self.give_up_unacknowledged();
+        if !self.settings.broken(Mutant::DroppedIsDone) {
+            self.give_up_unacknowledged();
+        }
         let has_written = self.replica.as_ref().is_some_and(|replica| replica.origin.epoch == epoch);
         if !has_written || self.settings.broken(Mutant::LifeKept) {
             return;

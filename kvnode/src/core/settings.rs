@@ -97,6 +97,8 @@ pub enum Mutant {
     TombstoneDroppedWhileSettling,
     /// A node that begins anew goes on under the name that it has written under.
     LifeKept,
+    /// Clients of a node that begins anew are told that the writes are done whose data it drops.
+    DroppedIsDone,
     /// What clients wait for when the layout changes is not sent to the other replicas again.
     EarlierWritesKept,
     /// What an earlier life of a node had asked is answered to its present one.

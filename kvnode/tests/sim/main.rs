@@ -137,6 +137,11 @@ fn who_begins_anew_counts_under_another_name() {
     shows(written_off::who_begins_anew_counts_under_another_name, Mutant::LifeKept);
 }
 
+#[test]
+fn a_write_under_way_is_of_unknown_fate_where_its_node_begins_anew() {
+    shows(written_off::a_write_under_way_is_of_unknown_fate_where_its_node_begins_anew, Mutant::DroppedIsDone);
+}
+
 /// What many seeds have shown.
 #[derive(Default)]
 struct Total {

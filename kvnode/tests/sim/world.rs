@@ -3,21 +3,23 @@
 //! The network is the real one's model: one batch per direction of a pair is on its way at a time, its answer carries a
 //! batch back, either can be lost, late or doubled, and a node that is down refuses at once.
 
+mod losses;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use bytes::Bytes;
 use kvnode::core::admin::AdminOp;
-use kvnode::core::clock::Stamp;
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::room::Room;
 use kvnode::core::settings::{Mutant, Settings};
-use kvnode::core::topology::{Topology, TopologyVersion, Transition};
+use kvnode::core::topology::{Topology, Transition};
 use kvnode::core::{Core, Effect, Event, Now, TICK_MS};
-use kvnode::storage::{Store, Version};
-use kvnode::wire::ident::{Addr, Dot, Incarnation, Key, NodeId, Origin, Slot};
+use kvnode::storage::Store;
+use kvnode::wire::ident::{Addr, Incarnation, Key, NodeId};
 use kvnode::wire::peer::{Batch, decode, encode};
 
+use self::losses::Losses;
 use crate::rng::Rng;
 use crate::store::Disk;
 
@@ -75,17 +77,6 @@ pub struct SimNode {
     tick_due_ms: u64,
 }
 
-/// A write that was applied somewhere.
-struct Held {
-    /// The requests it may have come from: one, except for deletions at the same time.
-    ids: Vec<u64>,
-    key: Key,
-    stamp: Stamp,
-    is_deletion: bool,
-    /// Who is known to have applied it, since when.
-    holders: BTreeMap<usize, u64>,
-}
-
 pub struct World {
     pub rng: Rng,
     pub now_ms: u64,
@@ -112,17 +103,7 @@ pub struct World {
     pub said: Vec<String>,
     /// Every batch on its way, where somebody wants them.
     pub batches: Option<Vec<Bytes>>,
-    held: BTreeMap<Dot, Held>,
-    /// Deletions under way, or of unknown fate.
-    pub deletes: BTreeMap<u64, Key>,
-    /// Writes that may be lost by right: every node that had them has failed before others took them over.
-    pub lost: BTreeSet<u64>,
-    /// Nodes whose removal an operator has asked for while not all was well: they may be given up with what only they have.
-    pub risky: BTreeSet<usize>,
-    /// A dot that has named two writes.
-    pub used_twice: Option<Dot>,
-    /// The newest topology that any node has gone by.
-    newest: TopologyVersion,
+    pub losses: Losses,
 }
 
 impl World {
@@ -163,12 +144,7 @@ impl World {
             trace: 0,
             said: Vec::new(),
             batches: None,
-            held: BTreeMap::new(),
-            deletes: BTreeMap::new(),
-            lost: BTreeSet::new(),
-            risky: BTreeSet::new(),
-            used_twice: None,
-            newest: TopologyVersion::default(),
+            losses: Losses::default(),
         }
     }
 
@@ -410,19 +386,6 @@ impl World {
         self.note_given_up(node);
     }
 
-    /// A new topology may give up nodes: what only they have is lost from then on, not once somebody has overwritten it.
-    fn note_given_up(&mut self, node: usize) {
-        let core = self.nodes[node].core.as_ref().expect("it runs");
-        let Some(topology) = core.topology().filter(|topology| topology.version > self.newest) else { return };
-        self.newest = topology.version;
-        let is_given_up = |&&node: &&usize| match topology.node_at(&self.nodes[node].addr) {
-            Some(id) => topology.written_off().is_some_and(|written_off| written_off.contains(&id)),
-            None => true,
-        };
-        let given_up: Vec<usize> = self.risky.iter().filter(is_given_up).copied().collect();
-        given_up.into_iter().for_each(|node| self.forget_held(node, 0));
-    }
-
     /// An event may make the next tick due earlier.
     fn set_alarm(&mut self, node: usize) {
         let SimNode { core, last_tick_ms, tick_due_ms, life, .. } = &self.nodes[node];
@@ -433,75 +396,6 @@ impl World {
             self.nodes[node].tick_due_ms = due;
             self.later(due - self.now_ms, Step::Tick { node, life });
         }
-    }
-
-    /// Keeps track of which node has applied which write, for the judge of losses. What a node wrote itself is taken from its disk:
-    /// a short log may have dropped it within the same turn. What it got by repair is on its disk, too: see [`World::forget_held`].
-    fn note_held(&mut self, node: usize) {
-        let SimNode { core, disk, addr, incarnation, log_position, .. } = &self.nodes[node];
-        let core = core.as_ref().expect("it runs");
-        let (position, logged) = core.log_from(*log_position);
-        let mut found: Vec<(Key, Version)> =
-            logged.into_iter().map(|write| (write.key.clone(), write.version.clone())).collect();
-        let is_me = |id: &NodeId| core.topology().is_some_and(|topology| topology.nodes.get(id) == Some(addr));
-        let own = |(_, version): &(Key, Version)| {
-            let Origin { node, incarnation: life, .. } = version.dot.origin;
-            life >= *incarnation && is_me(&node)
-        };
-        found.extend(disk.take_written().into_iter().filter(own));
-        self.nodes[node].log_position = position;
-        for (key, version) in found {
-            let deletes = || self.deletes.iter().filter(|(_, deleted)| **deleted == key).map(|(&id, _)| id).collect();
-            let value = version.value.as_deref().and_then(|value| std::str::from_utf8(value).ok());
-            let ids = || value.map_or_else(deletes, |text| vec![text.parse().expect("values are numbers")]);
-            let (dot, stamp) = (version.dot, version.stamp);
-            let is_deletion = version.value.is_none();
-            let new = || Held { ids: ids(), key: key.clone(), stamp, is_deletion, holders: BTreeMap::new() };
-            let held = self.held.entry(dot).or_insert_with(new);
-            held.holders.entry(node).or_insert(self.now_ms);
-            if (&held.key, held.stamp) != (&key, stamp) {
-                self.used_twice.get_or_insert(dot);
-            }
-        }
-    }
-
-    /// `node` has lost what it applied after `since_ms`: what nobody else has any more may be lost. Only owners of a key's slot
-    /// count: others have dropped their copies, or will. What an owner has on its disk, or something newer for it, it has.
-    fn forget_held(&mut self, node: usize, since_ms: u64) {
-        self.held.values_mut().for_each(|held| held.holders.retain(|&holder, &mut at| holder != node || at < since_ms));
-        let is_known = |held: &Held| self.owners(&held.key).iter().any(|owner| held.holders.contains_key(owner));
-        let mut deleted: BTreeMap<&Key, Stamp> = BTreeMap::new();
-        for held in self.held.values().filter(|held| held.is_deletion && is_known(held)) {
-            let newest = deleted.entry(&held.key).or_insert(held.stamp);
-            *newest = held.stamp.max(*newest);
-        }
-        let is_gone = |held: &&Held| {
-            let has = |owner: usize| {
-                let head = self.nodes[owner].disk.head(Slot::of(&held.key), &held.key).expect("memory does not fail");
-                head.is_some_and(|head| head.stamp >= held.stamp)
-            };
-            // Of what was deleted there may be nothing left to have.
-            let is_deleted = deleted.get(&held.key).is_some_and(|&stamp| stamp >= held.stamp);
-            let others = self.owners(&held.key).into_iter().filter(|&owner| owner != node || since_ms > 0);
-            !is_deleted && !is_known(held) && !others.into_iter().any(has)
-        };
-        let gone: Vec<u64> = self.held.values().filter(is_gone).flat_map(|held| held.ids.iter().copied()).collect();
-        self.lost.extend(gone);
-    }
-
-    /// Those who have a key, or have it to hand over, in the newest topology that any running node goes by.
-    fn owners(&self, key: &Key) -> Vec<usize> {
-        let Some(topology) = self.topology() else { return (0..self.nodes.len()).collect() };
-        let layouts = [Some(&topology.layout), topology.from()];
-        let members =
-            layouts.into_iter().flatten().flat_map(|layout| layout.members(layout.shard_of_slot(Slot::of(key))));
-        let counts = |&&node: &&NodeId| topology.written_off().is_none_or(|written_off| !written_off.contains(&node));
-        members.filter(counts).filter_map(|node| topology.nodes.get(node)).map(|addr| self.index_of(addr)).collect()
-    }
-
-    /// The node is taken out for good, and may have been the only one to have something.
-    pub fn given_up(&mut self, node: usize) {
-        self.forget_held(node, 0);
     }
 
     fn turn_end(&mut self, node: usize) {
@@ -522,7 +416,7 @@ impl World {
                 }
                 Effect::Say(_, text) => {
                     // It went on for a while after it was given up, and has just learned of it.
-                    if text.contains("was given up") && self.risky.contains(&node) {
+                    if text.contains("was given up") && self.losses.risky.contains(&node) {
                         self.forget_held(node, 0);
                     }
                     self.said.push(format!("{} {}: {text}", self.now_ms, self.nodes[node].addr));

@@ -11,7 +11,7 @@ use kvnode::wire::ident::{Dot, Key, ShardId};
 
 use crate::reshard::{CUT, cluster, context_of, cut, epoch_at, holds, put, staying, wait_for};
 use crate::scenarios::ask;
-use crate::world::World;
+use crate::world::{Weather, World};
 
 type Verdict = Result<(), String>;
 
@@ -179,6 +179,34 @@ pub fn who_begins_anew_counts_under_another_name(mutant: Option<Mutant>) -> Verd
     wait_for(&mut world, 8_000, "node 0 anew in its place", anew)?;
     let after = put_and_delete(&mut world, 20, &key)?;
     if before == after { Err(format!("{before} names two deletions")) } else { Ok(()) }
+}
+
+/// Node 0 has a write under way, and learns that the change has ended without it. Whether others have taken the write it can't know any
+/// more, and its own copy goes: its client must not be told that it is done.
+pub fn a_write_under_way_is_of_unknown_fate_where_its_node_begins_anew(mutant: Option<Mutant>) -> Verdict {
+    let (mut world, key) = (cluster(mutant), staying());
+    let leader = settling_without_node_0(&mut world, &key)?;
+    if leader == 1 {
+        return Err("the schedule wants another leader".into());
+    }
+    let late = written_off(&mut world, leader)?;
+    // Nodes 0 and 1 have contact, and don't hear of the end.
+    cut(&mut world, &[1], &[2, 3, 4, 5, 6]);
+    connect(&mut world, &[0], &[1]);
+    connect(&mut world, &[late], &[3, 4, 5, 6]);
+    wait_for(&mut world, 8_000, "the end of the change", |world| !knows_the_write_off(world, 2))?;
+    wait_for(&mut world, 4_000, "node 0 hears of the change", |world| knows_the_write_off(world, 0))?;
+    // Node 1 hears of the write when node 0 has heard the news.
+    world.weather.insert((0, 1), Weather { delay_ms: (300, 300), ..Weather::FAIR });
+    connect(&mut world, &[1], &[3, 4, 5, 6]);
+    wait_for(&mut world, 4_000, "node 1 hears", |world| !knows_the_write_off(world, 1))?;
+    if !knows_the_write_off(&world, 0) {
+        return Err("node 0 should not have heard yet".into());
+    }
+    match ask(&mut world, 0, 2, put(&key, "2"), None) {
+        Some(Answer::OutcomeUnknown) => Ok(()),
+        other => Err(format!("a write at a node that drops what it has is answered {other:?}")),
+    }
 }
 
 /// Gives the name of the deletion.

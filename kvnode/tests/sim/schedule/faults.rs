@@ -101,7 +101,7 @@ impl Run {
                 let Some(node) = self.removable() else { return };
                 let quiet = !self.faults.network && self.world.all_ready();
                 if !quiet {
-                    self.world.risky.insert(node);
+                    self.world.losses.risky.insert(node);
                 }
                 AdminOp::RemoveNode(self.world.nodes[node].addr.clone())
             }

@@ -225,7 +225,7 @@ impl Run {
             }
             _ => {
                 self.history.push(Moment::Invoke { session, key, write, delete: true });
-                self.world.deletes.insert(write, text.clone());
+                self.world.losses.deletes.insert(write, text.clone());
                 (Op::Delete { key: text }, Open::Delete { id, write, key })
             }
         };
@@ -260,7 +260,7 @@ impl Run {
             }
             (Open::Delete { key, write, .. }, Some(Answer::NotFound { context, tombstone })) => {
                 self.history.push(Moment::Failed { write });
-                self.world.deletes.remove(&write);
+                self.world.losses.deletes.remove(&write);
                 self.read_nothing(session, key, tombstone);
                 context
             }
@@ -271,7 +271,7 @@ impl Run {
             (Open::Delete { write, .. }, Some(Answer::Deleted { context, tombstone, .. })) => {
                 self.history.push(Moment::Done { session, write });
                 self.deletions.push((tombstone, write));
-                self.world.deletes.remove(&write);
+                self.world.losses.deletes.remove(&write);
                 context
             }
             // A node that dies, or a forward that is not answered: the write may or may not have happened.
@@ -280,7 +280,7 @@ impl Run {
                 return;
             }
             (Open::Put { write, .. } | Open::Delete { write, .. }, Some(_)) => {
-                self.world.deletes.remove(&write);
+                self.world.losses.deletes.remove(&write);
                 self.history.push(Moment::Failed { write });
                 self.refused += 1;
                 return;

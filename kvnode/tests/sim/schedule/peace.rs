@@ -44,7 +44,7 @@ impl Run {
         self.world.run_until(SETTLED_MS, equal);
         let equal_ms = self.world.now_ms - healed_ms;
         let is_settled = self.world.run_until(SETTLED_MS - equal_ms, settled);
-        for node in std::mem::take(&mut self.world.risky) {
+        for node in std::mem::take(&mut self.world.losses.risky) {
             self.world.given_up(node);
         }
         if is_settled {
@@ -63,14 +63,14 @@ impl Run {
     }
 
     pub(super) fn verdict(mut self) -> Result<Outcome, String> {
-        if let Some(dot) = self.world.used_twice {
+        if let Some(dot) = self.world.losses.used_twice {
             return Err(format!("{dot} names two writes"));
         }
         let deletions = self.name_deletions()?;
         let last = self.final_state(&deletions)?;
-        let verdict = judge(&self.history, &self.world.lost, &last);
+        let verdict = judge(&self.history, &self.world.losses.lost, &last);
         if self.history.len() <= NAIVE_MAX {
-            let naive = naive::judge(&self.history, &self.world.lost, &last);
+            let naive = naive::judge(&self.history, &self.world.losses.lost, &last);
             assert_eq!(verdict.is_ok(), naive.is_ok(), "the checkers disagree: {verdict:?}, {naive:?}");
         }
         verdict?;
@@ -79,7 +79,7 @@ impl Run {
             trace: self.world.trace,
             answered: self.answered,
             refused: self.refused,
-            lost: self.world.lost.len(),
+            lost: self.world.losses.lost.len(),
             absences: self.absences.iter().filter(|(_, dot)| deletions.contains_key(dot)).count() as u64,
             layouts: self.world.topology().map_or(0, |topology| topology.layout.epoch.0),
         })
