@@ -166,6 +166,13 @@ fn a_stream_ends_when_the_node_stops() {
 }
 
 #[test]
+fn an_idle_stream_ends() {
+    let node = Node::start(&["--idle-timeout", "300ms"]);
+    let waited = stream(&node).closed();
+    assert!(waited >= Duration::from_millis(290) && waited < Duration::from_secs(15), "{waited:?}");
+}
+
+#[test]
 fn all_bodies_together_are_bounded() {
     let node = Node::start(&["--max-bodies", "1KiB"]);
     let mut holder = node.connect();

@@ -194,3 +194,6 @@ async fn refusal(response: Response<hyper::body::Incoming>) -> String {
     };
     format!("it answered {}: {text}", head.status)
 }
+
+#[cfg(test)]
+mod tests;
