@@ -182,21 +182,24 @@ def etcd(folder):
                   local key = string.format("a2V5LTAw%08d", n % 5000)
                   return wrk.format("POST", "/v3/kv/put", {}, '{"key":"' .. key .. '","value":"' .. value .. '"}')
                 end"""
-            ours = """local n = 0
-                local body = '{"value":"' .. string.rep("x", 98) .. '"}'
-                request = function()
-                  n = n + 1
-                  return wrk.format("PUT", string.format("/kvs/key-%012d", n % 5000), {}, body)
-                end"""
-            pairs = []
+            routes = ("one:" + cluster.nodes[0], "spread", "owner")
+            rounds = []
             for _ in range(7):
-                mine = wrk(f"http://{cluster.nodes[0]}", 64, 3, ours)
-                other = wrk(f"http://127.13.0.{leader}:2379", 64, 3, theirs)
-                pairs.append((mine, other))
-            ratios = [mine[0] / other[0] for mine, other in pairs]
-            print(f"64 connections: {statistics.median(m[0] for m, _ in pairs):.0f} durable writes/s at one node, p99 {statistics.median(m[1] for m, _ in pairs):.1f} ms; "
-                  f"etcd at its leader {statistics.median(o[0] for _, o in pairs):.0f}, p99 {statistics.median(o[1] for _, o in pairs):.1f} ms: "
-                  f"x{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})")
+                ours = [cluster.bench("--mix", "0/100", "--connections", 64, "--keys", 5000, "--route", route, "--duration", "3s") for route in routes]
+                before = sum(map(cpu_us, processes))
+                rate, p99 = wrk(f"http://127.13.0.{leader}:2379", 64, 3, theirs)
+                rounds.append((ours, {"rate": rate, "p99": p99, "cpu": (sum(map(cpu_us, processes)) - before) / (rate * 3)}))
+
+            def tell(name, results, compared=""):
+                rate, p99, cpu = (statistics.median(result[what] for result in results) for what in ("rate", "p99", "cpu"))
+                print(f"{name}: {rate:.0f} durable writes/s, p99 {p99:.1f} ms, {cpu:.0f} us of CPU each{compared}")
+
+            print("64 connections, a write of 100 bytes on the disks of a majority")
+            tell("etcd, at its leader", [other for _, other in rounds])
+            for index, route in enumerate(routes):
+                ratios = [ours[index]["rate"] / other["rate"] for ours, other in rounds]
+                compared = f": x{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+                tell(f"kvnode, {route}", [ours[index] for ours, _ in rounds], compared)
     finally:
         for process in processes:
             process.kill()

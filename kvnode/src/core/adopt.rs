@@ -9,6 +9,7 @@
 //! shard's slots only.
 
 use super::causal::Vector;
+use super::cursor::Cursor;
 use super::replica::{Handed, Replica};
 use super::settings::Mutant;
 use super::topology::{Bearings, Layout, Topology, Transition};
@@ -326,13 +327,13 @@ impl Core {
 impl Peer {
     /// The layout has changed: what was said of writes and reports under the one before does not count.
     fn begin_epoch(&mut self) {
-        (self.held_before, self.sent_before) = (self.held, self.held);
-        (self.sent, self.held) = (0, 0);
+        (self.held_before, self.sent_before) = (self.cursor.held(), self.cursor.held());
+        self.cursor = Cursor::default();
         self.report = None;
         self.stage = None;
         self.progress = None;
         self.filled_us = false;
-        self.ahead_since_ms = None;
+        self.lag = None;
         self.pulled_ms = None;
     }
 }

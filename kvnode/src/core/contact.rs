@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use super::cursor::Cursor;
 use super::formation::Seeks;
 use super::repair::Began;
-use super::replicate::Push;
+use super::replicate::{Lag, Push};
 use super::settings::Mutant;
 use super::topology::TopologyVersion;
 use super::{Core, Now, Severity};
@@ -58,10 +59,8 @@ pub(super) struct Peer {
     queue: VecDeque<Message>,
     queue_weight: usize,
     forwards_seen: BTreeSet<u64>,
-    /// Our writes: handed to the link up to, acknowledged up to, and when that last moved.
-    pub sent: u64,
-    pub held: u64,
-    pub moved_ms: u64,
+    /// How far it is with our writes.
+    pub cursor: Cursor,
     /// Whether those that it lacks wait for other writes to go with them, and whether clients wait for it to have them.
     pub push: Push,
     pub is_eager: bool,
@@ -72,8 +71,8 @@ pub(super) struct Peer {
     pub pulled_ms: Option<u64>,
     /// Whether a repair from this life of it has filled us.
     pub filled_us: bool,
-    /// Since when it has been known to be ahead of us.
-    pub ahead_since_ms: Option<u64>,
+    /// Set while it is known to be ahead of us.
+    pub lag: Option<Lag>,
     was_in_view: bool,
 }
 
@@ -273,7 +272,7 @@ impl Core {
     fn mate_message(&mut self, from: &Addr, message: Message) -> Result<()> {
         match message {
             Message::Writes { writes, pulled } => self.writes(from, writes, pulled)?,
-            Message::Held { origin, seq } => self.held(from, origin, seq),
+            Message::Held { origin, seq, beyond } => self.held(from, origin, seq, Some(beyond)),
             Message::Pull { have, floors } => self.pull_asked(from, &have, &floors),
             Message::Behind => self.told_behind(from),
             _ => {}
@@ -293,7 +292,7 @@ impl Core {
             replica.origin.incarnation = self.life;
         }
         for peer in self.peers.values_mut() {
-            (peer.sent, peer.held, peer.push) = (0, 0, Push::Now);
+            (peer.cursor, peer.push) = (Cursor::default(), Push::Now);
         }
         self.say(Severity::Info, format!("a later life of this address was known; going on as {}", self.life.0));
     }

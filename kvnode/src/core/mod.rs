@@ -28,6 +28,7 @@ mod adopt;
 mod causality;
 mod consensus;
 mod contact;
+mod cursor;
 mod formation;
 mod forward;
 mod govern;
@@ -415,7 +416,7 @@ impl Core {
         let Some(replica) = &self.replica else { return true };
         let held = |node: &NodeId| {
             let peer = self.peer_of(*node);
-            peer.is_none_or(|peer| !self.is_reachable(peer) || peer.held >= replica.seq())
+            peer.is_none_or(|peer| !self.is_reachable(peer) || peer.cursor.held() >= replica.seq())
         };
         replica.others.iter().all(held) && self.waiting.is_empty() && self.forwards.is_empty()
     }

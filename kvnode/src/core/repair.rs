@@ -387,7 +387,10 @@ impl Core {
         }
         self.reason.clear();
         self.notice_lag(&repair.peer);
-        self.deliver_waiting()
+        self.deliver_waiting()?;
+        // Others go on from there.
+        self.tell_held();
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ use super::inventory::Inventory;
 use super::log::Log;
 use crate::storage::{Result, Store};
 use crate::wire::ident::{Epoch, Incarnation, NodeId, Origin, ShardId};
-use crate::wire::peer::{Floors, Stage, Write};
+use crate::wire::peer::{Floors, Message, Stage, Write};
 
 /// Bytes of writes that wait for their dependencies, per origin. What does not fit is sent again.
 const INBOX_WEIGHT_MAX: usize = 4 << 20;
@@ -167,6 +167,13 @@ impl Replica {
             self.inbox.remove(&origin);
         }
         Some(write)
+    }
+
+    /// The acknowledgement of an origin's writes.
+    pub fn held_of(&self, origin: Origin) -> Message {
+        let seq = self.applied.get(origin);
+        let last = self.inbox.get(&origin).and_then(|inbox| inbox.writes.back());
+        Message::Held { origin, seq, beyond: last.map_or(0, |last| last.version.dot.seq.saturating_sub(seq)) }
     }
 
     pub fn has_waiting(&self) -> bool {

@@ -23,8 +23,6 @@ use super::contact::Peer;
 /// Writes that no client waits for are gathered for so long before they go. Short against what a person notices, long against
 /// what a batch takes.
 const LINGER_MS: u64 = 3;
-/// What was sent and not acknowledged for so long is sent again.
-const RESEND_MS: u64 = 300;
 /// A pull that was not answered for so long is made again.
 const PULL_MS: u64 = 300;
 /// A replica that is behind a peer waits so long for writes that are probably on their way, before it pulls.
@@ -44,6 +42,13 @@ pub(super) enum Push {
     Lingering { since_ms: u64 },
 }
 
+/// What a mate has told to have, and is not all here.
+#[derive(Debug)]
+pub(super) struct Lag {
+    pub since_ms: u64,
+    pub goal: Vector,
+}
+
 enum Turn {
     /// Already applied, or of a retired origin.
     Known,
@@ -57,7 +62,7 @@ impl Core {
         let Some(replica) = &self.replica else { return false };
         let has_room = peer.report.as_ref().is_some_and(|report| report.takes_writes);
         let takes = has_room && matches!(peer.stage, Some(Stage::Serving | Stage::Leaving));
-        takes && peer.sent < replica.seq() && self.is_mate(addr)
+        takes && peer.cursor.lacks(replica.seq()) && self.is_mate(addr)
     }
 
     /// Whether a batch is to be made for writes of ours that this peer lacks.
@@ -72,16 +77,16 @@ impl Core {
             return None;
         }
         let replica = self.replica.as_ref()?;
-        let writes = replica.log.of_origin(replica.origin, peer.sent, weight_max);
+        let writes = replica.log.of_origin(replica.origin, peer.cursor.sent(), weight_max);
         let (now, seq) = (self.now.mono_ms, replica.seq());
         let peer = self.peers.get_mut(addr)?;
-        peer.moved_ms = now;
         let Some(writes) = writes else {
-            (peer.sent, peer.push) = (seq, Push::Done);
+            peer.cursor.fall_behind(now);
+            peer.push = Push::Done;
             return Some(Message::Behind);
         };
-        peer.sent = writes.last()?.version.dot.seq;
-        peer.push = if peer.sent < seq { Push::Now } else { Push::Done };
+        peer.cursor.send(writes.last()?.version.dot.seq, now);
+        peer.push = if peer.cursor.lacks(seq) { Push::Now } else { Push::Done };
         Some(Message::Writes { writes, pulled: false })
     }
 
@@ -155,7 +160,7 @@ impl Core {
                 && let Some(write) = writes.last()
             {
                 let Dot { origin, seq } = write.version.dot;
-                self.send(from, Message::Held { origin, seq });
+                self.send(from, Message::Held { origin, seq, beyond: 0 });
             }
             return Ok(());
         }
@@ -169,12 +174,15 @@ impl Core {
             && !pulled
             && let Some(replica) = &self.replica
         {
-            let seq = replica.applied.get(origin);
-            self.send(from, Message::Held { origin, seq });
+            let held = replica.held_of(origin);
+            self.send(from, held);
         }
         if pulled && let Some(peer) = self.peers.get_mut(from) {
             peer.pulled_ms = None;
-            self.pull_if_behind(from);
+            // What did not fit into the answer; what is newer comes by itself.
+            if self.peers.get(from).and_then(|peer| peer.lag.as_ref()).is_some_and(|lag| self.lacks_any(&lag.goal)) {
+                self.pull(from);
+            }
         }
         Ok(())
     }
@@ -235,22 +243,22 @@ impl Core {
     }
 
     /// Acknowledges to every mate what is held of its current origin.
-    fn tell_held(&mut self) {
+    pub(super) fn tell_held(&mut self) {
         for addr in self.mates() {
             let (Some(replica), Some(node)) = (&self.replica, self.node_of(&addr)) else { continue };
             let Some(incarnation) = self.peers.get(&addr).and_then(|peer| peer.life) else { continue };
             let origin = Origin { node, epoch: replica.origin.epoch, incarnation };
-            let seq = replica.applied.get(origin);
-            if seq > 0 {
-                self.send(&addr, Message::Held { origin, seq });
+            if replica.applied.get(origin) > 0 {
+                let held = replica.held_of(origin);
+                self.send(&addr, held);
             }
         }
     }
 
-    pub(super) fn held(&mut self, from: &Addr, origin: Origin, seq: u64) {
+    pub(super) fn held(&mut self, from: &Addr, origin: Origin, seq: u64, beyond: Option<u64>) {
         let Some(replica) = &self.replica else { return };
         if replica.origin == origin {
-            self.note_held(from, seq);
+            self.note_held(from, seq, beyond);
         } else if replica.before == Some(origin)
             && let Some(peer) = self.peers.get_mut(from)
         {
@@ -258,35 +266,44 @@ impl Core {
         }
     }
 
-    /// A peer holds our writes up to `seq`.
-    pub(super) fn note_held(&mut self, from: &Addr, seq: u64) {
+    pub(super) fn note_held(&mut self, from: &Addr, seq: u64, beyond: Option<u64>) {
         let now = self.now.mono_ms;
+        let beyond = beyond.filter(|_| !self.settings.broken(Mutant::GapUnnoticed));
         let Some(peer) = self.peers.get_mut(from) else { return };
-        if seq > peer.held {
-            peer.held = seq;
-            peer.moved_ms = now;
+        if peer.cursor.acknowledge(seq, beyond, now) {
+            peer.push = Push::Now;
+            self.wakes.insert(from.clone());
         }
-        peer.sent = peer.sent.max(peer.held);
     }
 
-    /// A mate has told what it has applied: is it ahead?
+    /// A mate has told what it has applied: is it ahead? Under load it nearly always is, by what is on its way; what counts is how
+    /// long it takes to get where it was.
     pub(super) fn notice_lag(&mut self, from: &Addr) {
-        let now = self.now.mono_ms;
-        let ahead = self.is_ahead(from);
-        let Some(peer) = self.peers.get_mut(from) else { return };
-        peer.ahead_since_ms = if ahead { peer.ahead_since_ms.or(Some(now)) } else { None };
+        let Some(peer) = self.peers.get(from) else { return };
+        // It may have lost what it had.
+        let still_has = |goal: &Vector| peer.report.as_ref().is_some_and(|report| report.applied.includes(goal));
+        if peer.lag.as_ref().is_some_and(|lag| still_has(&lag.goal) && self.lacks_any(&lag.goal)) {
+            return;
+        }
+        let ahead = peer.report.as_ref().filter(|report| self.lacks_any(&report.applied));
+        let lag = ahead.map(|report| Lag { since_ms: self.now.mono_ms, goal: report.applied.clone() });
+        if let Some(peer) = self.peers.get_mut(from) {
+            peer.lag = lag;
+        }
     }
 
-    fn is_ahead(&self, addr: &Addr) -> bool {
-        let (Some(replica), Some(peer)) = (&self.replica, self.peers.get(addr)) else { return false };
+    /// Whether something in a vector is lacking here that should be here.
+    fn lacks_any(&self, goal: &Vector) -> bool {
+        let Some(replica) = &self.replica else { return false };
         let lacks = |(origin, seq)| {
             replica.applied.get(origin) < seq && !self.is_retired(replica, origin) && self.concerns(replica, origin)
         };
-        peer.report.as_ref().is_some_and(|report| report.applied.iter().any(lacks))
+        goal.iter().any(lacks)
     }
 
-    fn pull_if_behind(&mut self, addr: &Addr) {
-        if self.is_ahead(addr) {
+    fn pull_if_late(&mut self, addr: &Addr) {
+        let lag = self.peers.get(addr).and_then(|peer| peer.lag.as_ref());
+        if lag.is_some_and(|lag| self.now.mono_ms.saturating_sub(lag.since_ms) >= LAG_MS) {
             self.pull(addr);
         }
     }
@@ -326,14 +343,13 @@ impl Core {
         let now = self.now.mono_ms;
         for addr in self.mates() {
             let Some(peer) = self.peers.get_mut(&addr) else { continue };
-            if peer.sent > peer.held && now.saturating_sub(peer.moved_ms) >= RESEND_MS {
-                (peer.sent, peer.push) = (peer.held, Push::Now);
-                peer.moved_ms = now;
+            if peer.cursor.give_up_waiting(now) {
+                peer.push = Push::Now;
                 self.wakes.insert(addr.clone());
             }
-            if peer.ahead_since_ms.is_some_and(|since| now.saturating_sub(since) >= LAG_MS) {
+            if peer.lag.as_ref().is_some_and(|lag| now.saturating_sub(lag.since_ms) >= LAG_MS) {
                 self.notice_lag(&addr);
-                self.pull_if_behind(&addr);
+                self.pull_if_late(&addr);
             }
         }
     }

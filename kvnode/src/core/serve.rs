@@ -446,7 +446,8 @@ impl Core {
         if self.first_waits_on(replica, serves) {
             return;
         }
-        let present = self.acknowledgements(replica.others.iter().copied(), |peer| serves(peer).then_some(peer.held));
+        let present =
+            self.acknowledgements(replica.others.iter().copied(), |peer| serves(peer).then_some(peer.cursor.held()));
         // What was written under the layout before waits for the replicas that the shard had then.
         let before = replica.before.zip(replica.handed.as_ref()).map(|(origin, handed)| {
             let others = handed.members.iter().copied().filter(|&node| node != origin.node);
@@ -518,7 +519,7 @@ impl Core {
         };
         let (mut copies, mut possible) = (1, 1);
         for peer in self.bearings.ring.iter().filter_map(|addr| self.peers.get(addr)).filter(|peer| serves(peer)) {
-            let holds = peer.held >= first.dot.seq;
+            let holds = peer.cursor.held() >= first.dot.seq;
             copies += usize::from(holds);
             possible += usize::from(holds || (self.is_reachable(peer) && takes_writes(peer)));
         }

@@ -99,6 +99,8 @@ pub enum Mutant {
     LifeKept,
     /// Clients of a node that begins anew are told that the writes are done whose data it drops.
     DroppedIsDone,
+    /// That a mate lacks writes before those that it was sent is left to time.
+    GapUnnoticed,
     /// What clients wait for when the layout changes is not sent to the other replicas again.
     EarlierWritesKept,
     /// What an earlier life of a node had asked is answered to its present one.

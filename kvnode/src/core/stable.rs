@@ -78,13 +78,13 @@ impl Core {
             return;
         }
         if let Some(before) = self.replica.as_ref().and_then(|replica| replica.before) {
-            self.held(from, before, report.applied.get(before));
+            self.held(from, before, report.applied.get(before), None);
         }
         let held = self.replica.as_ref().map_or(0, |replica| report.applied.get(replica.origin));
         if let Some(peer) = self.peers.get_mut(from) {
             peer.report = Some(report);
         }
-        self.note_held(from, held);
+        self.note_held(from, held, None);
         self.notice_lag(from);
         // It may have room again for what was not sent.
         self.wakes.insert(from.clone());

@@ -15,7 +15,7 @@ use crate::core::topology::{ClusterId, Proposal, RequestId, SlotRun, Topology, T
 use crate::storage::Version;
 
 /// First byte of every batch. A node refuses a version that it does not know.
-pub const PROTOCOL_VERSION: u8 = 4;
+pub const PROTOCOL_VERSION: u8 = 5;
 
 /// Messages from one life of a node to one life of another.
 ///
@@ -179,10 +179,11 @@ pub enum Message {
         writes: Vec<Write>,
         pulled: bool,
     },
-    /// "I hold your current origin's writes up to `seq`."
+    /// "I hold your current origin's writes up to `seq`, and keep so many `beyond` that, which wait for others."
     Held {
         origin: Origin,
         seq: u64,
+        beyond: u64,
     },
     /// "Send me what I lack."
     Pull {

@@ -138,6 +138,11 @@ fn who_begins_anew_counts_under_another_name() {
 }
 
 #[test]
+fn what_a_replica_dropped_comes_with_the_next_write() {
+    shows(scenarios::what_a_replica_dropped_comes_with_the_next_write, Mutant::GapUnnoticed);
+}
+
+#[test]
 fn a_write_under_way_is_of_unknown_fate_where_its_node_begins_anew() {
     shows(written_off::a_write_under_way_is_of_unknown_fate_where_its_node_begins_anew, Mutant::DroppedIsDone);
 }

@@ -1,8 +1,10 @@
 //! Schedules made by hand, for what random ones hit too rarely.
 
 use kvnode::core::request::{Answer, Op};
+use kvnode::core::room::Room;
 use kvnode::core::settings::Mutant;
 
+use crate::reshard::{cluster, holds, put, staying, wait_for};
 use crate::world::{Weather, World};
 
 /// Asks a node and gives its answer.
@@ -50,4 +52,21 @@ pub fn a_received_write_is_not_stable(mutant: Option<Mutant>) -> Result<(), Stri
         Some(Answer::Unsatisfied { .. }) => Ok(()),
         other => Err(format!("a replica without the write answers its writer {other:?}")),
     }
+}
+
+/// A replica has no room for a moment, and drops a write. When it has room again the next write shows what it lacks, and that comes at
+/// once, not when an acknowledgement has been waited for or the lag has lasted.
+pub fn what_a_replica_dropped_comes_with_the_next_write(mutant: Option<Mutant>) -> Result<(), String> {
+    let (mut world, key) = (cluster(mutant), staying());
+    world.request(0, 1, put(&key, "1"), Vec::new());
+    wait_for(&mut world, 100, "the write at its node", |world| holds(world, 0, &key))?;
+    // The batch is on its way.
+    world.set_room(1, Room::None);
+    world.run_until(8, |_| false);
+    if holds(&world, 1, &key) {
+        return Err("it had no room".into());
+    }
+    world.set_room(1, Room::Enough);
+    world.request(0, 2, put(&key, "2"), Vec::new());
+    wait_for(&mut world, 150, "the write that was dropped, and the one after it", |world| holds(world, 1, &key))
 }

@@ -220,7 +220,7 @@ impl Core {
             node: addr.clone(),
             reachable: self.is_in_view(peer),
             stage: peer.stage.map(stage_name),
-            lag: seq.map(|seq| seq.saturating_sub(peer.held)),
+            lag: seq.map(|seq| seq.saturating_sub(peer.cursor.held())),
             clock_skew_ms: peer.wall_offset_ms.map(|offset| offset - own_offset),
             queued_bytes: peer.queue_weight(),
         }

@@ -1,0 +1,64 @@
+use std::time::Instant;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::wire::ident::Incarnation;
+
+fn batch() -> Batch {
+    Batch {
+        cluster: None,
+        version: Default::default(),
+        from: "127.0.0.1:1".parse().unwrap(),
+        life: Incarnation(1),
+        to_life: None,
+        sent_ms: 1,
+        echo_ms: 0,
+        messages: Vec::new(),
+    }
+}
+
+/// What becomes of one batch, and after how long.
+async fn fate_at(peer: &TcpListener) -> (LinkDone, Duration) {
+    let peer = peer.local_addr().unwrap().to_string().parse().unwrap();
+    let (told, fate) = oneshot::channel();
+    let told = std::sync::Mutex::new(Some(told));
+    let link = Link::start(auth::Secret::new(None), Arc::new(Drill::new(false)), peer, move |_, done| {
+        let told = told.lock().unwrap().take().expect("one batch has one fate");
+        let _ = told.send(done);
+    });
+    let begun = Instant::now();
+    link.send(batch());
+    let fate = timeout(Duration::from_secs(20), fate).await.expect("every batch has a fate").unwrap();
+    (fate, begun.elapsed())
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn what_a_busy_peer_never_saw_is_known_to_be_that() {
+    // The system accepts in its place.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (fate, took) = fate_at(&listener).await;
+    assert!(matches!(fate, LinkDone::Undelivered(sent) if sent == batch()));
+    assert!(took >= OPEN_TIMEOUT, "{took:?}");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn what_a_peer_may_have_seen_is_lost() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mute = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(stream.read_u8().await.unwrap());
+        }
+        let switch = format!("HTTP/1.1 101 x\r\nconnection: upgrade\r\nupgrade: {}\r\n\r\n", protocol());
+        stream.write_all(switch.as_bytes()).await.unwrap();
+        // Until the link gives up.
+        stream.read_to_end(&mut Vec::new()).await.unwrap();
+    };
+    let ((fate, took), ()) = tokio::join!(fate_at(&listener), mute);
+    assert!(matches!(fate, LinkDone::Lost { .. }));
+    assert!(took >= ANSWER_TIMEOUT, "{took:?}");
+}
