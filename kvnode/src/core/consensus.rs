@@ -12,7 +12,10 @@ use protobuf::Message as _;
 use raft::eraftpb::{
     ConfChange, ConfChangeType, ConfState, Entry, EntryType, HardState, Message as RaftMessage, MessageType, Snapshot,
 };
-use raft::{Config, GetEntriesContext, RaftState, RawNode, StateRole, Storage, StorageError};
+use raft::{
+    Config, GetEntriesContext, Progress, ProgressState, RaftState, RawNode, SnapshotStatus, StateRole, Storage,
+    StorageError,
+};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -62,6 +65,8 @@ pub struct Consensus {
     state: Topology,
     /// Something has happened since the last turn.
     stirred: bool,
+    /// Counts ticks from 0 to [`ELECTION_TICKS`].
+    ticks: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -123,7 +128,7 @@ impl Consensus {
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&config, ledger, &logger).expect("the configuration is constant and valid");
-        let mut consensus = Self { seat, raw, state, stirred: true };
+        let mut consensus = Self { seat, raw, state, stirred: true, ticks: 0 };
         consensus.spread_elections();
         consensus
     }
@@ -139,6 +144,24 @@ impl Consensus {
         self.stirred = true;
         self.spread_elections();
         self.raw.tick();
+        self.ticks = (self.ticks + 1) % ELECTION_TICKS;
+        if self.ticks == 0 {
+            self.send_snapshots_again();
+        }
+    }
+
+    /// Nobody tells whether a snapshot has arrived but who it was for; the crate waits for that without end, and sends nothing else.
+    fn send_snapshots_again(&mut self) {
+        let waits = |(&seat, progress): (&u64, &Progress)| (progress.state == ProgressState::Snapshot).then_some(seat);
+        let all: Vec<u64> = self.raw.raft.prs().iter().filter_map(waits).collect();
+        for seat in all {
+            self.raw.report_snapshot(seat, SnapshotStatus::Failure);
+        }
+    }
+
+    /// What [`Consensus::recover`] goes on from.
+    pub fn stored(&self) -> Vec<u8> {
+        self.raw.store().encode()
     }
 
     /// Calls an election now, if this node votes. (Raft's code takes for granted that only voters do.)
@@ -200,7 +223,7 @@ impl Consensus {
         &self.state
     }
 
-    pub fn generation(&self) -> u32 {
+    pub fn generation(&self) -> u64 {
         self.state.version.generation
     }
 
@@ -209,11 +232,21 @@ impl Consensus {
         self.raw.raft.prs().conf().voters().ids().iter().map(|id| Seat(id).node()).collect()
     }
 
+    fn wanted(&self) -> BTreeSet<Seat> {
+        let births = &self.state.births;
+        self.state.electors().into_iter().map(|node| Seat::of(node, births[&node])).collect()
+    }
+
+    /// Whether those vote that the topology asks for.
+    pub fn is_elected_as_planned(&self) -> bool {
+        let conf = self.raw.raft.prs().conf();
+        conf.learners().is_empty() && self.wanted() == conf.voters().ids().iter().map(Seat).collect()
+    }
+
     /// Brings the voters one step closer to those that the topology asks for. Only for a leader with nothing under way.
     pub fn elect_voters(&mut self, reachable: impl Fn(NodeId) -> bool) {
         self.stirred = true;
-        let wanted: BTreeSet<Seat> =
-            self.state.electors().into_iter().map(|node| Seat::of(node, self.state.births[&node])).collect();
+        let wanted = self.wanted();
         let raft = &self.raw.raft;
         let conf = raft.prs().conf();
         let voters: BTreeSet<Seat> = conf.voters().ids().iter().map(Seat).collect();
@@ -226,7 +259,7 @@ impl Consensus {
             voters: &voters,
             learners: &learners,
             speaks: &|seat| present(seat) && reachable(seat.node()),
-            caught_up: &|seat| raft.prs().get(seat.0).is_some_and(|told| told.matched + 1 >= raft.raft_log.committed),
+            agrees: &|seat| raft.prs().get(seat.0).is_some_and(|told| told.matched >= raft.raft_log.committed),
         };
         let (kind, seat) = match electorate.next() {
             Some(Step::Teach(seat)) => (ConfChangeType::AddLearnerNode, seat),
@@ -301,7 +334,7 @@ impl Consensus {
             self.take_stock();
         }
         if turn.applied || changed {
-            turn.persist = Some((self.raw.store().encode(), must_sync || turn.applied));
+            turn.persist = Some((self.stored(), must_sync || turn.applied));
         }
         turn
     }

@@ -65,7 +65,7 @@ impl Core {
     /// Starts the log anew: an operator says that its majority is lost for good.
     pub(super) fn recover_log(&mut self) -> Result<()> {
         let (Some(topology), Some(me)) = (&self.topology, self.me) else { return Ok(()) };
-        let mut next = topology.recovered();
+        let mut next = topology.recovered(me, self.life);
         next.births.insert(me, self.birth);
         self.say(
             Severity::Warn,
@@ -73,6 +73,9 @@ impl Core {
         );
         let consensus = Consensus::restart(me, self.birth, &next);
         self.adopt(next)?;
+        // Before anybody is told: nobody else has it.
+        self.store.set_fact(FACT_RAFT, consensus.stored());
+        self.urgent = true;
         self.consensus = Some(consensus);
         self.office.founded = true;
         Ok(())
@@ -102,7 +105,7 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn raft_message(&mut self, from: &Addr, generation: u32, bytes: &[u8]) {
+    pub(super) fn raft_message(&mut self, from: &Addr, generation: u64, bytes: &[u8]) {
         let sender = self.node_of(from).zip(self.peers.get(from).and_then(|peer| peer.life));
         if let Some(consensus) = self.consensus.as_mut().filter(|consensus| consensus.generation() == generation) {
             consensus.step(bytes);
@@ -221,7 +224,12 @@ impl Core {
             let birth = peer.birth.filter(|birth| topology.births.get(&node) != Some(birth))?;
             (peer.life == peer.newest_life).then(|| Proposal::Join { addr: addr.clone(), birth: Some(birth) })
         });
-        reborn.or_else(|| self.own_rebirth(topology)).or_else(|| self.advance_change(topology))
+        let voters = self.consensus.as_ref().map(Consensus::voters).unwrap_or_default();
+        let forget = || {
+            let voteless = topology.leaving().keys().find(|node| !voters.contains(node));
+            voteless.map(|&node| Proposal::Forget { node })
+        };
+        reborn.or_else(|| self.own_rebirth(topology)).or_else(forget).or_else(|| self.advance_change(topology))
     }
 
     fn own_rebirth(&self, topology: &Topology) -> Option<Proposal> {
@@ -271,6 +279,11 @@ impl Core {
         Some(node) != self.me && self.peer_of(node).is_none_or(silent)
     }
 
+    /// Whether this node leads, and the voters are those that the topology asks for, in their present lives.
+    pub fn leads_the_electors(&self) -> bool {
+        self.consensus.as_ref().is_some_and(|consensus| consensus.is_leader() && consensus.is_elected_as_planned())
+    }
+
     /// What a node says of its part in the change, in its present life; nothing old counts.
     fn told(&self, node: NodeId) -> Option<Progress> {
         if Some(node) == self.me {
@@ -290,6 +303,9 @@ impl Core {
                 return JobState::Flipped { serving: self.all_serve(topology) };
             }
             _ => {}
+        }
+        if topology.leaving().values().any(|&leaving| leaving == job) {
+            return JobState::Copying;
         }
         match &topology.last {
             Some((change, Ended::Done)) if change.job == job => JobState::Done,

@@ -274,8 +274,10 @@ impl Core {
             if let Some(addr) = whole.and_then(|node| self.addr_of(node)) {
                 return Ok(Some((old, addr.clone())));
             }
-            // If all that are left answer and none has anything whole, it is gone for good.
-            if let Some(silent) = of_old().find(|&node| self.handed_by(node).is_none()) {
+            // If all that are left answer and none has anything whole, it is gone for good. One that had it whole, and does not answer
+            // now, has it still.
+            let silent = |node: NodeId| self.handed_by(node).is_none_or(|handed| handed.whole);
+            if let Some(silent) = of_old().find(|&node| silent(node)) {
                 let name = self.addr_of(silent).map_or_else(String::new, ToString::to_string);
                 return Err(format!("waiting for {name} to hand over slots of shard {old}"));
             }

@@ -165,7 +165,7 @@ pub enum Message {
 
     /// A message of the log of topologies, in its own encoding.
     Raft {
-        generation: u32,
+        generation: u64,
         bytes: Vec<u8>,
     },
     /// "Put this in the log", to its leader or to who may know it.

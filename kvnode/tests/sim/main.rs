@@ -147,6 +147,26 @@ fn a_write_under_way_is_of_unknown_fate_where_its_node_begins_anew() {
     shows(written_off::a_write_under_way_is_of_unknown_fate_where_its_node_begins_anew, Mutant::DroppedIsDone);
 }
 
+#[test]
+fn a_spare_goes_and_its_vote_before_it() {
+    assert_eq!(operators::a_spare_goes_and_its_vote_before_it(), Ok(()));
+}
+
+#[test]
+fn a_removal_goes_on_when_another_voter_is_lost() {
+    assert_eq!(operators::a_removal_goes_on_when_another_voter_is_lost(), Ok(()));
+}
+
+#[test]
+fn a_recovery_is_on_disk_before_it_is_told() {
+    assert_eq!(operators::a_recovery_is_on_disk_before_it_is_told(), Ok(()));
+}
+
+#[test]
+fn who_has_it_whole_and_is_silent_is_waited_for() {
+    assert_eq!(reshard::who_has_it_whole_and_is_silent_is_waited_for(), Ok(()));
+}
+
 /// What many seeds have shown.
 #[derive(Default)]
 struct Total {

@@ -376,3 +376,30 @@ pub fn an_empty_replica_does_not_serve(mutant: Option<Mutant>) -> Result<(), Str
     }
     Err("it is never filled".into())
 }
+
+/// Both replicas of a shard lose everything while a change settles, and are filled by the members before. Those are cut off at any
+/// moment of that: what they have is not lost, so the shard does not begin empty.
+pub fn who_has_it_whole_and_is_silent_is_waited_for() -> Result<(), String> {
+    for cut_at in (20..1_500).step_by(20) {
+        let (mut world, key) = (cluster(None), moving());
+        context_of(ask(&mut world, 0, 1, put(&key, "1"), None))?;
+        world.run_until(1_000, |_| false);
+        reshard(&mut world, 3);
+        wait_for(&mut world, 8_000, "the flip", |world| (0..6).all(|node| epoch_at(world, node) == 2))?;
+        for node in [2, 5] {
+            world.wipe(node);
+            world.start(node);
+        }
+        world.run_until(cut_at, |_| false);
+        cut(&mut world, &[2, 5], &[0, 1, 3, 4]);
+        world.run_until(4_000, |_| false);
+        for node in [2, 5] {
+            if world.is_ready(node) && !holds(&world, node, &key) {
+                return Err(format!("cut off after {cut_at} ms, node {node} serves without what there is elsewhere"));
+            }
+        }
+        world.weather.clear();
+        wait_for(&mut world, 15_000, "the end", |world| world.all_ready() && holds(world, 2, &key))?;
+    }
+    Ok(())
+}

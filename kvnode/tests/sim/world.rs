@@ -518,6 +518,11 @@ impl World {
         self.core(node).is_some_and(|core| core.ready().is_ok())
     }
 
+    /// Whether those vote that the topology wants to.
+    pub fn votes_are_as_planned(&self) -> bool {
+        self.nodes.iter().filter_map(|node| node.core.as_ref()).any(Core::leads_the_electors)
+    }
+
     /// Whether a request of an operator is not decided yet.
     pub fn decisions_are_due(&self) -> bool {
         self.nodes.iter().any(|node| !node.admins.is_empty())

@@ -17,6 +17,8 @@ struct Group {
     members: BTreeMap<NodeId, Consensus>,
     stored: BTreeMap<NodeId, Vec<u8>>,
     away: BTreeSet<NodeId>,
+    /// So many snapshots are lost from now on.
+    snapshots_lost: u32,
 }
 
 impl Group {
@@ -24,7 +26,12 @@ impl Group {
         let view: Vec<_> = (1..=count).map(|n| (addr(n), Some(birth(n)))).collect();
         let topology = Topology::form(ClusterId(1), [0; 32], &view, 1);
         let member = |n| (NodeId(n), Consensus::found(NodeId(n), birth(n), &topology));
-        Self { members: (1..=count).map(member).collect(), stored: BTreeMap::new(), away: BTreeSet::new() }
+        Self {
+            members: (1..=count).map(member).collect(),
+            stored: BTreeMap::new(),
+            away: BTreeSet::new(),
+            snapshots_lost: 0,
+        }
     }
 
     fn run(&mut self, ticks: usize) {
@@ -56,6 +63,11 @@ impl Group {
         }
         let any = !mail.is_empty();
         for (from, to, bytes) in mail {
+            let message = RaftMessage::parse_from_bytes(&bytes).expect("a message");
+            if message.get_msg_type() == MessageType::MsgSnapshot && self.snapshots_lost > 0 {
+                self.snapshots_lost -= 1;
+                continue;
+            }
             if let Some(member) = self.members.get_mut(&to)
                 && !self.away.contains(&from)
                 && !self.away.contains(&to)
@@ -213,6 +225,24 @@ fn a_voter_that_comes_back_with_its_log_goes_on_and_one_without_is_another() {
     assert_eq!(group.members[&id].state().births[&id], again);
     let seats = group.leader().raw.raft.prs().conf().voters().ids().iter().collect::<BTreeSet<_>>();
     assert!(seats.contains(&Seat::of(id, again).0) && !seats.contains(&Seat::of(id, birth(2)).0), "{seats:?}");
+}
+
+/// It would be heard, and never get anything again, nor a vote.
+#[test]
+fn a_snapshot_that_is_lost_is_sent_again() {
+    let mut group = Group::form(3);
+    group.run(40);
+    let leader = group.leader().seat.node();
+    let lost = *group.members.keys().find(|&&id| id != leader).expect("others");
+    let (again, topology) = (Incarnation(9_000), group.leader().state().clone());
+    group.members.insert(lost, Consensus::join(lost, again, &topology));
+    let rebirth = Proposal::Join { addr: topology.nodes[&lost].clone(), birth: Some(again) };
+    group.leader().propose(None, &rebirth);
+    group.snapshots_lost = 2;
+    group.run(60);
+    assert_eq!(group.snapshots_lost, 0);
+    assert_eq!(group.leader().seat.node(), leader, "no other has begun from the start");
+    assert!(group.leader().is_elected_as_planned());
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Change, ChangeKind, Ended, Layout, Topology, Transition, plan};
 use crate::wire::ident::{Addr, Epoch, Incarnation, NodeId, ShardId};
@@ -16,6 +17,8 @@ pub const NODES_MAX: usize = 1_024;
 const DECIDED_MAX: usize = 64;
 /// Layouts that voters who are given up may have agreed on meanwhile, at most: as many numbers are never used.
 const EPOCHS_SKIPPED: u32 = 1_000;
+/// The same for changes.
+const JOBS_SKIPPED: u32 = 1_000;
 
 /// Names a request of one life of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -60,6 +63,10 @@ pub enum Proposal {
     },
     /// Don't wait for this old member any more.
     WriteOff {
+        node: NodeId,
+    },
+    /// A node that is to go has no vote any more.
+    Forget {
         node: NodeId,
     },
 }
@@ -129,6 +136,7 @@ impl Topology {
             Proposal::Flip { job } => self.flip(*job),
             Proposal::Settled { epoch } => self.settled(*epoch),
             Proposal::WriteOff { node } => self.write_off(*node),
+            Proposal::Forget { node } => Ok(self.forget_leaving(*node)),
         }
     }
 
@@ -143,10 +151,11 @@ impl Topology {
                 (node, false)
             }
         };
+        let back = birth.is_none() && self.leaving.remove(&node).is_some();
         if let Some(birth) = birth {
             self.births.insert(node, birth);
         }
-        Ok(if known { Outcome::Already } else { DONE })
+        Ok(if known && !back { Outcome::Already } else { DONE })
     }
 
     /// What keeps a change of the layout from beginning.
@@ -183,8 +192,12 @@ impl Topology {
         let node = self.node_at(addr).ok_or(Refusal::NoSuchReplica)?;
         if let Transition::Settling { change, written_off, .. } = &mut self.transition
             && dead
-            && self.layout.shard_of_node(node).is_some()
+            && let Some(shard) = self.layout.shard_of_node(node)
         {
+            let goes = |member: &NodeId| *member == node || self.doomed.contains(member);
+            if self.layout.members(shard).iter().all(goes) {
+                return Err(Refusal::LastReplica(shard));
+            }
             // The change can't end without it, and it can't go before the change has ended: first the one, then the other.
             let job = change.job;
             written_off.insert(node);
@@ -196,12 +209,33 @@ impl Topology {
     }
 
     fn begin_removal(&mut self, node: NodeId) -> Decision {
-        let Some(shard) = self.layout.shard_of_node(node) else {
-            self.forget(node);
-            return Ok(DONE);
-        };
+        let Some(shard) = self.layout.shard_of_node(node) else { return Ok(self.dismiss(node)) };
         let target = plan::remove(&self.layout, node).ok_or(Refusal::LastReplica(shard))?;
         Ok(self.begin(ChangeKind::Remove(node), target))
+    }
+
+    /// A node in no shard goes. If it may have a vote, that has to be taken away first: a seat that nobody can speak for would count
+    /// against every majority.
+    fn dismiss(&mut self, node: NodeId) -> Outcome {
+        if !self.births.contains_key(&node) {
+            self.forget(node);
+            return DONE;
+        }
+        let jobs = &mut self.jobs;
+        let job = *self.leaving.entry(node).or_insert_with(|| {
+            *jobs += 1;
+            *jobs
+        });
+        Outcome::Started { job, warnings: Vec::new() }
+    }
+
+    fn forget_leaving(&mut self, node: NodeId) -> Outcome {
+        let Some(job) = self.leaving.remove(&node) else { return Outcome::Already };
+        self.forget(node);
+        if self.last.as_ref().is_none_or(|(last, _)| last.job < job) {
+            self.last = Some((Change { job, kind: ChangeKind::Remove(node) }, Ended::Done));
+        }
+        DONE
     }
 
     fn forget(&mut self, node: NodeId) {
@@ -213,7 +247,8 @@ impl Topology {
         if !self.layout.shards.contains_key(&shard) {
             return Err(Refusal::NoSuchShard);
         }
-        let node = self.node_at(addr).ok_or(Refusal::NoSuchReplica)?;
+        let there = self.node_at(addr).filter(|node| !self.leaving.contains_key(node));
+        let node = there.ok_or(Refusal::NoSuchReplica)?;
         match self.layout.shard_of_node(node) {
             Some(other) if other == shard => return Ok(Outcome::Already),
             Some(other) => return Err(Refusal::InAnotherShard(other)),
@@ -294,14 +329,17 @@ impl Topology {
 
     /// Starts the log anew with this node as its only voter: the majority is lost for good. What that agreed on and nobody here
     /// has heard of is void: its epochs are skipped, so that contexts which name them are told from those of later layouts,
-    /// and nobody waits for what they name.
-    pub fn recovered(&self) -> Self {
+    /// and nobody waits for what they name; so are the numbers of its changes, of which copies may be here and there.
+    pub fn recovered(&self, by: NodeId, life: Incarnation) -> Self {
         let mut next = self.clone();
         next.next_epoch = Epoch(self.next_epoch.0.saturating_add(EPOCHS_SKIPPED));
         if let Transition::Copying { target, .. } = &mut next.transition {
             target.epoch = next.next_epoch;
         }
-        next.version = super::TopologyVersion { generation: self.version.generation + 1, index: 1 };
+        next.jobs = self.jobs.saturating_add(JOBS_SKIPPED);
+        let count = (self.version.generation >> 32) + 1;
+        let who = xxh3_64(&[u64::from(by.0).to_le_bytes(), life.0.to_le_bytes()].concat());
+        next.version = super::TopologyVersion { generation: (count << 32) | u64::from(who as u32), index: 1 };
         next
     }
 }

@@ -37,8 +37,9 @@ pub struct ClusterId(pub u128);
 /// Which of two topologies is newer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TopologyVersion {
-    /// Rises when an operator starts the log anew because its majority is lost for good.
-    pub generation: u32,
+    /// Rises when an operator starts the log anew because its majority is lost for good. The upper half counts; the lower tells apart
+    /// logs that were started without one having heard of the other.
+    pub generation: u64,
     /// Place in the log.
     pub index: u64,
 }
@@ -110,8 +111,10 @@ pub struct Topology {
     /// The old members that were given up when the last change had settled, and the epoch that it led to. One of them that was
     /// a member of that, too, may lack what all others have.
     pub given_up: (Epoch, BTreeSet<NodeId>),
-    /// Nodes to be removed once the transition has settled.
+    /// Members to be removed once the transition has settled.
     doomed: BTreeSet<NodeId>,
+    /// Nodes in no shard that are to go, and the number of that change.
+    leaving: BTreeMap<NodeId, u32>,
     jobs: u32,
     /// The epoch of the next layout. Those between the present one and this belong to layouts that nobody goes by: the voters
     /// that were given up may have made some (see [`Topology::recovered`]).
@@ -147,6 +150,7 @@ impl Topology {
             last: None,
             given_up: (Epoch(0), BTreeSet::new()),
             doomed: BTreeSet::new(),
+            leaving: BTreeMap::new(),
             jobs: 0,
             decided: VecDeque::new(),
         }
@@ -210,19 +214,25 @@ impl Topology {
         self.decided.iter().find(|(id, _)| *id == request).map(|(_, outcome)| outcome)
     }
 
-    /// Nodes in no shard.
+    /// Nodes in no shard that stay.
     pub fn spare(&self) -> Vec<NodeId> {
-        self.nodes.keys().copied().filter(|&node| self.layout.shard_of_node(node).is_none()).collect()
+        let is_spare = |node: &NodeId| self.layout.shard_of_node(*node).is_none() && !self.leaving.contains_key(node);
+        self.nodes.keys().copied().filter(is_spare).collect()
+    }
+
+    /// Nodes in no shard that are to go, and the number of that change.
+    pub fn leaving(&self) -> &BTreeMap<NodeId, u32> {
+        &self.leaving
     }
 
     /// The nodes that should vote: at most seven, taken from the shards in turn, the lowest numbers first. One that is being
-    /// removed stops voting before it is forgotten: a seat that nobody can speak for would count against every majority.
+    /// removed, or can't be reached and is to be, stops voting before it is forgotten: a seat that nobody can speak for would count
+    /// against every majority.
     pub fn electors(&self) -> BTreeSet<NodeId> {
         const VOTERS_MAX: usize = 7;
         let mut electors = BTreeSet::new();
-        let leaving = self.transition.leaving();
-        let known =
-            |node: &NodeId| self.births.contains_key(node) && self.nodes.contains_key(node) && leaving != Some(*node);
+        let goes = |node: &NodeId| self.transition.leaving() == Some(*node) || self.doomed.contains(node);
+        let known = |node: &NodeId| self.births.contains_key(node) && self.nodes.contains_key(node) && !goes(node);
         for place in 0..self.nodes.len() {
             let row = self.layout.shards.values().filter_map(|members| members.get(place)).copied();
             electors.extend(row.filter(known).take(VOTERS_MAX - electors.len()));
@@ -259,6 +269,74 @@ mod tests {
             let slots = layout.slots_of(ShardId(id)).count();
             assert!((5461..=5462).contains(&slots), "{slots}");
         }
+    }
+
+    fn settling() -> Topology {
+        let mut topology = form(6, 2);
+        let addr: Addr = "10.10.0.9:8090".parse().unwrap();
+        topology.apply(None, &Proposal::Join { addr: addr.clone(), birth: Some(Incarnation(9)) });
+        topology.apply(None, &Proposal::AddMember { shard: ShardId(1), addr });
+        topology.apply(None, &Proposal::Flip { job: 1 });
+        assert!(topology.from().is_some());
+        topology
+    }
+
+    fn remove_dead(topology: &mut Topology, number: u64) -> Outcome {
+        let request = RequestId { node: NodeId(1), life: Incarnation(1), number };
+        let addr = topology.nodes[&NodeId(number as u32)].clone();
+        topology.apply(Some(request), &Proposal::Remove { addr, dead: true });
+        topology.outcome_of(request).unwrap().clone()
+    }
+
+    /// It would drop what it has when it comes back, and nobody else has it.
+    #[test]
+    fn the_last_replica_of_a_shard_is_not_given_up_while_a_change_settles() {
+        let mut topology = settling();
+        for number in [4, 5] {
+            assert!(matches!(remove_dead(&mut topology, number), Outcome::Started { .. }));
+        }
+        assert_eq!(remove_dead(&mut topology, 6), Outcome::Refused(Refusal::LastReplica(ShardId(2))));
+        assert!(!topology.written_off().unwrap().contains(&NodeId(6)));
+    }
+
+    /// A removal of a live node waits for its vote to be gone, and that for those of the dead: they must not wait for the removal.
+    #[test]
+    fn who_is_to_be_removed_does_not_vote() {
+        let mut topology = settling();
+        remove_dead(&mut topology, 5);
+        assert!(!topology.electors().contains(&NodeId(5)) && topology.electors().len() == 6);
+    }
+
+    #[test]
+    fn a_spare_is_forgotten_when_it_has_no_vote_and_may_stay_after_all() {
+        let mut topology = form(3, 1);
+        let addr: Addr = "10.10.0.9:8090".parse().unwrap();
+        let (join, node) = (Proposal::Join { addr: addr.clone(), birth: None }, NodeId(4));
+        topology.apply(None, &Proposal::Join { addr: addr.clone(), birth: Some(Incarnation(9)) });
+        topology.apply(None, &Proposal::Remove { addr: addr.clone(), dead: false });
+        assert!(topology.nodes.contains_key(&node) && !topology.electors().contains(&node));
+        assert_eq!(topology.spare(), []);
+        topology.apply(None, &join);
+        assert_eq!(topology.spare(), [node]);
+        topology.apply(None, &Proposal::Forget { node });
+        assert!(topology.nodes.contains_key(&node), "it stays");
+        topology.apply(None, &Proposal::Remove { addr: addr.clone(), dead: false });
+        topology.apply(None, &Proposal::Forget { node });
+        assert!(!topology.nodes.contains_key(&node));
+        // One that never came has no vote to lose.
+        topology.apply(None, &join);
+        topology.apply(None, &Proposal::Remove { addr, dead: true });
+        assert_eq!(topology.nodes.len(), 3);
+    }
+
+    #[test]
+    fn two_that_start_the_log_anew_have_different_ones() {
+        let topology = form(4, 2);
+        let at = |node, life| topology.recovered(NodeId(node), Incarnation(life)).version;
+        assert_ne!(at(1, 7), at(2, 7));
+        assert_ne!(at(1, 7), at(1, 8));
+        let next = topology.recovered(NodeId(1), Incarnation(7)).recovered(NodeId(2), Incarnation(3)).version;
+        assert!(next > at(1, 7) && next > at(2, 7) && at(1, 7) > topology.version);
     }
 
     #[test]

@@ -112,11 +112,17 @@ impl Run {
         }
     }
 
-    /// A node without which every shard keeps two replicas.
+    /// A node without which every shard keeps two replicas, or that is in none.
     fn removable(&mut self) -> Option<usize> {
         let shards = self.world.shards();
         let of_large = |shard: &Vec<usize>| shard.len() > 2;
-        let all: Vec<usize> = shards.iter().filter(|shard| of_large(shard)).flatten().copied().collect();
+        let mut all: Vec<usize> = shards.iter().filter(|shard| of_large(shard)).flatten().copied().collect();
+        let spares = self
+            .world
+            .topology()
+            .into_iter()
+            .flat_map(|topology| topology.spare().into_iter().map(|id| &topology.nodes[&id]));
+        all.extend(spares.map(|addr| self.world.index_of(addr)));
         let nth = self.rng().below(all.len().max(1) as u64) as usize;
         all.get(nth).copied()
     }
@@ -169,8 +175,9 @@ impl Run {
         }
         let how = self.rng().below(3);
         if self.faults.changes && self.faults.wipes && how == 0 {
-            // Where shards have two replicas, and data is under way, one at a time is all that must be survived.
-            if !self.world.all_ready() {
+            // Where shards have two replicas, and data is under way, one at a time is all that must be survived; and a node that lost
+            // its data has lost its vote until the others have given it another.
+            if !self.world.all_ready() || !self.world.votes_are_as_planned() {
                 return;
             }
             self.world.wipe(node);

@@ -17,6 +17,9 @@ const NAIVE_MAX: usize = 5_000;
 /// a node to be given up, and an operator's request to a node that was removed runs into its limit.
 const SETTLED_MS: u64 = 15_000;
 
+/// The longest until those vote that should. One vote changes at a time, and at rest the leader takes its steps rarely.
+const VOTES_MS: u64 = 60_000;
+
 /// How long it took once everything worked again, in virtual time.
 #[derive(Clone, Copy, Debug)]
 pub struct Converged {
@@ -74,6 +77,11 @@ impl Run {
             assert_eq!(verdict.is_ok(), naive.is_ok(), "the checkers disagree: {verdict:?}, {naive:?}");
         }
         verdict?;
+        // Without changes, any number of nodes may lose their data, and their votes with it.
+        let votes_last = self.faults.changes || !self.faults.wipes;
+        if votes_last && !self.world.run_until(VOTES_MS, World::votes_are_as_planned) {
+            return Err(format!("others vote than should, {VOTES_MS} ms after all was well"));
+        }
         self.quiet_contexts_are_nearly_empty()?;
         Ok(Outcome {
             trace: self.world.trace,
