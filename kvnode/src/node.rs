@@ -370,6 +370,10 @@ impl Loop {
                 () = shared.arrived.notified() => false,
                 () = &mut alarm => true,
             };
+            if !tick {
+                // Whatever else has come by now belongs to the same turn, and to the same batches.
+                tokio::task::yield_now().await;
+            }
             if tick {
                 last_tick = tokio::time::Instant::now();
             }
