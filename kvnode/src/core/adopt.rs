@@ -198,7 +198,8 @@ impl Core {
         if !self.settings.broken(Mutant::DroppedIsDone) {
             self.give_up_unacknowledged();
         }
-        let has_written = self.replica.as_ref().is_some_and(|replica| replica.origin.epoch == epoch);
+        // The layout may also be one before the present one: an operator has recovered the cluster from there.
+        let has_written = self.replica.as_ref().is_some_and(|replica| replica.origin.epoch >= epoch);
         if !has_written || self.settings.broken(Mutant::LifeKept) {
             return;
         }

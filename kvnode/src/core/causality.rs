@@ -100,7 +100,7 @@ impl Core {
 
     /// Whether an origin has ended and nobody has more of it than this replica.
     fn is_exhausted(&self, replica: &Replica, origin: Origin) -> bool {
-        let ended = self.newest_life(origin.node).is_some_and(|life| life > origin.incarnation);
+        let ended = self.has_ended(origin);
         let have = replica.applied.get(origin);
         // Of the layout before, the members before decide: it is retired once they have handed over.
         ended

@@ -17,7 +17,7 @@ use crate::wire::ident::{Addr, Epoch, Incarnation};
 use crate::wire::peer::{Batch, Message, Move, Progress, Report, Stage};
 
 /// Bytes of messages after which a batch is full. One message may go beyond it.
-const BATCH_WEIGHT_MAX: usize = 1 << 20;
+pub(super) const BATCH_WEIGHT_MAX: usize = 1 << 20;
 /// Identifiers of forwards that are remembered per peer, to act on none of them twice.
 const FORWARDS_REMEMBERED: usize = 8_192;
 
@@ -88,6 +88,11 @@ impl Peer {
 
     pub fn queue_weight(&self) -> usize {
         self.queue_weight
+    }
+
+    /// Whether answers to requests that it has passed on wait for it.
+    pub fn has_answers_waiting(&self) -> bool {
+        self.queue.iter().any(|message| matches!(message, Message::Answered { .. }))
     }
 
     /// Takes a forward out of the queue if it was not handed to the link yet.
@@ -336,6 +341,7 @@ impl Core {
 
     /// Queues what this node has to say about itself.
     pub(super) fn beat(&mut self, addr: &Addr) {
+        self.drop_waiting_of_ended();
         for message in self.beat_messages(addr) {
             self.send(addr, message);
         }

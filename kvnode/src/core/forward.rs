@@ -184,6 +184,11 @@ impl Core {
         // The sender may go by another layout than this node.
         let ours = self.topology.is_some() && self.shard_for(&op, Some(shard)) == Some(shard);
         let here = self.replica.as_ref().is_some_and(|replica| replica.shard == Some(shard));
+        let reads = !matches!(op, Op::Put { .. } | Op::Delete { .. });
+        if reads && self.peers[from].queue_weight() >= self.settings.peer_queue_weight_max {
+            self.answer(requester, Answer::Busy { what: format!("too much waits for {from}") });
+            return Ok(());
+        }
         let late = matches!(op, Op::Put { .. } | Op::Delete { .. }) && self.now.mono_ms >= until_ms;
         if here && ours && self.is_serving() && !late {
             return self.serve_until(requester, op, context, until_ms);

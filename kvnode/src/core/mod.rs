@@ -411,9 +411,13 @@ impl Core {
         self.beat_all();
     }
 
-    /// Whether the other replicas that can be reached hold all that this one wrote, and no request waits.
+    /// Whether the other replicas that can be reached hold all that this one wrote, no request waits, and whoever passed one on has its
+    /// answer.
     pub fn is_drained(&self) -> bool {
         let Some(replica) = &self.replica else { return true };
+        if self.peers.values().any(|peer| peer.has_answers_waiting() && self.is_reachable(peer)) {
+            return false;
+        }
         let held = |node: &NodeId| {
             let peer = self.peer_of(*node);
             peer.is_none_or(|peer| !self.is_reachable(peer) || peer.cursor.held() >= replica.seq())
@@ -455,6 +459,11 @@ impl Core {
 
     fn is_serving(&self) -> bool {
         self.replica.as_ref().is_some_and(|replica| replica.stage == Stage::Serving)
+    }
+
+    /// Whether more than a batch waits for a peer already. It asks again for what it needs; to answer every time would fill memory.
+    fn is_clogged(&self, peer: &Addr) -> bool {
+        self.peers.get(peer).is_some_and(|peer| peer.queue_weight() > contact::BATCH_WEIGHT_MAX)
     }
 
     fn send(&mut self, to: &Addr, message: Message) {

@@ -275,14 +275,14 @@ impl Core {
         round: u64,
         slots: &[SlotListing],
     ) -> Result<()> {
-        let Some((covered, _)) = self.source(scope) else { return Ok(()) };
+        let Some((covered, whole)) = self.source(scope).filter(|_| !self.is_clogged(from)) else { return Ok(()) };
         let mut answer = RepairAnswer::default();
         for listing in slots {
             if answer.weight >= ANSWER_WEIGHT_MAX {
                 answer.rest = Some((listing.slot, listing.after.clone()));
                 break;
             }
-            self.compare_slot(covered, listing, &mut answer)?;
+            self.compare_slot(covered, whole, listing, &mut answer)?;
             if answer.rest.is_some() {
                 break;
             }
@@ -292,15 +292,24 @@ impl Core {
         Ok(())
     }
 
-    fn compare_slot(&self, covered: &Vector, listing: &SlotListing, answer: &mut RepairAnswer) -> Result<()> {
+    fn compare_slot(
+        &self,
+        covered: &Vector,
+        whole: bool,
+        listing: &SlotListing,
+        answer: &mut RepairAnswer,
+    ) -> Result<()> {
         let Some(replica) = &self.replica else { return Ok(()) };
         let mine = self.whole_slot(listing.slot, listing.after.as_ref())?;
         let mut last = listing.after.clone();
         let mut theirs = listing.have.iter().peekable();
-        // `covered` speaks of the scope's slots alone: what this node covers elsewhere says nothing here.
+        // `covered` speaks of the scope's slots alone: what this node covers elsewhere says nothing here. And who does not have all that
+        // is everywhere lacks it for another reason than that it was deleted.
         let blindly = self.settings.broken(Mutant::CoverageDuringCopy);
         let forgotten = |dot: &Dot| {
-            covered.covers(*dot) || self.is_retired(replica, dot.origin) || (blindly && replica.applied.covers(*dot))
+            covered.covers(*dot)
+                || (whole && self.is_retired(replica, dot.origin))
+                || (blindly && replica.applied.covers(*dot))
         };
         let mut drop_gone = |key: &Key, dot: &Dot| {
             if forgotten(dot) {

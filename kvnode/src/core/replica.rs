@@ -176,6 +176,15 @@ impl Replica {
         Message::Held { origin, seq, beyond: last.map_or(0, |last| last.version.dot.seq.saturating_sub(seq)) }
     }
 
+    /// Origins of writes that wait.
+    pub fn waiting_origins(&self) -> impl Iterator<Item = Origin> + '_ {
+        self.inbox.keys().copied()
+    }
+
+    pub fn drop_waiting(&mut self, origin: Origin) {
+        self.inbox.remove(&origin);
+    }
+
     pub fn has_waiting(&self) -> bool {
         !self.inbox.is_empty()
     }

@@ -200,10 +200,12 @@ impl Core {
     }
 
     fn deliver(&mut self, mut write: Write) -> Result<()> {
-        let turn = self.turn_of(&write);
+        let (turn, has_ended) = (self.turn_of(&write), self.has_ended(write.version.dot.origin));
         let Some(replica) = self.replica.as_mut() else { return Ok(()) };
         match turn {
             Turn::Known => {}
+            // What waits is not reported, so it must not count later for an origin of which all have told how much they have.
+            Turn::Early if has_ended => {}
             Turn::Early => replica.put_aside(write),
             Turn::Ready => {
                 if self.settings.broken(Mutant::DepsDropped) {
@@ -355,7 +357,7 @@ impl Core {
     }
 
     pub(super) fn pull_asked(&mut self, from: &Addr, have: &Vector, floors: &Floors) {
-        let Some(replica) = &self.replica else { return };
+        let Some(replica) = self.replica.as_ref().filter(|_| !self.is_clogged(from)) else { return };
         let mut wanted = replica.applied.clone();
         let retired = |origin: Origin| {
             let below = |&(node, epoch, floor): &(_, _, _)| {

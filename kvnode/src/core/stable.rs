@@ -46,6 +46,20 @@ pub(super) struct Settling {
 
 impl Core {
     /// What this replica tells the other replicas of its shard.
+    /// Whether a node has begun another life than that of an origin.
+    pub(super) fn has_ended(&self, origin: Origin) -> bool {
+        self.newest_life(origin.node).is_some_and(|life| life > origin.incarnation)
+    }
+
+    /// A report that an origin has ended says how much of it is here. It must not become more afterwards, out of what waits for others.
+    pub(super) fn drop_waiting_of_ended(&mut self) {
+        let waiting: Vec<Origin> = self.replica.iter().flat_map(|replica| replica.waiting_origins()).collect();
+        let ended: Vec<Origin> = waiting.into_iter().filter(|&origin| self.has_ended(origin)).collect();
+        if let Some(replica) = self.replica.as_mut() {
+            ended.into_iter().for_each(|origin| replica.drop_waiting(origin));
+        }
+    }
+
     pub(super) fn report(&self) -> Report {
         let replica = self.replica.as_ref().expect("only replicas have mates to report to");
         let nodes = replica.others.iter().copied().chain([replica.origin.node]);

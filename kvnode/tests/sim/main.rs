@@ -167,6 +167,16 @@ fn who_has_it_whole_and_is_silent_is_waited_for() {
     assert_eq!(reshard::who_has_it_whole_and_is_silent_is_waited_for(), Ok(()));
 }
 
+#[test]
+fn an_old_member_without_its_data_makes_nobody_drop_theirs() {
+    assert_eq!(reshard::an_old_member_without_its_data_makes_nobody_drop_theirs(), Ok(()));
+}
+
+#[test]
+fn after_a_recovery_to_an_older_layout_nothing_is_named_twice() {
+    assert_eq!(operators::after_a_recovery_to_an_older_layout_nothing_is_named_twice(), Ok(()));
+}
+
 /// What many seeds have shown.
 #[derive(Default)]
 struct Total {

@@ -157,3 +157,34 @@ pub fn a_recovery_is_on_disk_before_it_is_told() -> Result<(), String> {
     world.admin(0, 2, AdminOp::AddNode(other));
     wait_for(&mut world, 8_000, "a decision", |world| nodes_of(world) == 4)
 }
+
+/// A node has written under a layout, and goes by the next one, when an operator recovers the cluster where only the first is known. It
+/// begins anew in that, and must not count on where a replica that lacks its last writes is.
+pub fn after_a_recovery_to_an_older_layout_nothing_is_named_twice() -> Result<(), String> {
+    let mut world = cluster(None);
+    let key = staying();
+    context_of(ask(&mut world, 0, 1, put(&key, "1"), None))?;
+    world.run_until(1_500, |_| false);
+    cut(&mut world, &[1], &[0, 2, 3, 4, 5, 6]);
+    for id in 2..6 {
+        context_of(ask(&mut world, 0, id, put(&key, "2"), None))?;
+    }
+    world.start(6);
+    wait_for(&mut world, 8_000, "the joiner", |world| nodes_of(world) == 7)?;
+    let addr = world.nodes[6].addr.clone();
+    world.admin(0, 1, AdminOp::AddMember { shard: ShardId(2), addr });
+    wait_for(&mut world, 8_000, "the flip", |world| epoch_at(world, 0) == 2)?;
+    (2..7).for_each(|node| world.kill(node));
+    world.admin(1, 2, AdminOp::Recover);
+    wait_for(&mut world, 4_000, "the recovery", |world| generation_at(world, 1) > 0)?;
+    world.weather.clear();
+    wait_for(&mut world, 8_000, "the news", |world| generation_at(world, 0) > 0 && epoch_at(world, 0) == 1)?;
+    wait_for(&mut world, 15_000, "node 0 serving", |world| world.is_ready(0))?;
+    for id in 20..24 {
+        context_of(ask(&mut world, 0, id, put(&key, "3"), None))?;
+    }
+    match world.losses.used_twice {
+        None => Ok(()),
+        Some(dot) => Err(format!("{dot} names two writes")),
+    }
+}

@@ -403,3 +403,65 @@ pub fn who_has_it_whole_and_is_silent_is_waited_for() -> Result<(), String> {
     }
     Ok(())
 }
+
+/// An old member lost its data, was filled with what its shard has now, and then hears of a write that had to be handed over. New owners
+/// compare what they have of the old shard with it: that it has nothing of their slots does not mean that it was deleted.
+pub fn an_old_member_without_its_data_makes_nobody_drop_theirs() -> Result<(), String> {
+    let mut world = cluster(None);
+    world.start(6);
+    let joiner = world.nodes[6].addr.clone();
+    wait_for(&mut world, 8_000, "the joiner", |world| world.topology().is_some_and(|t| t.nodes.len() == 7))?;
+    let key = key_in(0..8_192);
+    // All keys of s1 that go to s3 will do; the plan tells which.
+    let keys: Vec<Key> = (0..400).map(|number| Key::from(format!("key-{number}").as_str())).collect();
+    for (id, key) in keys.iter().enumerate().filter(|(_, key)| Slot::of(key).0 < 8_192) {
+        world.request(0, id as u64 + 1, put(key, "1"), Vec::new());
+    }
+    world.run_until(3_000, |_| false);
+    // What was written before is of an epoch that is over.
+    world.admin(3, 500, AdminOp::AddMember { shard: ShardId(2), addr: joiner });
+    wait_for(&mut world, 10_000, "the first change", |world| epoch_at(world, 0) == 2 && world.all_ready())?;
+    world.run_until(2_000, |_| false);
+    world.start(7);
+    wait_for(&mut world, 8_000, "the next", |world| world.topology().is_some_and(|t| t.nodes.len() == 8))?;
+    world.run_until(3_000, |_| false);
+    // Node 1 alone has a write that is to be handed over.
+    cut(&mut world, &[1], &[0, 2, 3, 4, 5, 6, 7]);
+    context_of(ask(&mut world, 1, 600, put(&key, "2"), None))?;
+    reshard(&mut world, 3);
+    wait_for(&mut world, 10_000, "the flip", |world| {
+        [0, 2, 3, 4, 5, 6, 7].into_iter().all(|node| epoch_at(world, node) == 3)
+    })?;
+    world.run_until(1_000, |_| false);
+    let topology = world.topology().expect("formed").clone();
+    let old = topology.from().ok_or("it should settle still")?.clone();
+    let heir = topology.layout.shards.iter().find(|(id, _)| !old.shards.contains_key(id)).ok_or("a third shard")?;
+    let owners: Vec<usize> = heir.1.iter().map(|node| world.index_of(&topology.nodes[node])).collect();
+    let moved: Vec<&Key> = keys
+        .iter()
+        .filter(|key| {
+            old.shard_of_slot(Slot::of(key)) == ShardId(1) && topology.layout.shard_of_slot(Slot::of(key)) == *heir.0
+        })
+        .collect();
+    let lacking = |world: &World| {
+        let lacks = |key: &&&Key| owners.iter().any(|&owner| !holds(world, owner, key));
+        moved.iter().filter(lacks).count()
+    };
+    if moved.is_empty() || lacking(&world) > 0 || owners.iter().any(|&owner| owner < 3) {
+        return Err(format!("{} keys moved to {owners:?}, {} are lacking", moved.len(), lacking(&world)));
+    }
+    world.wipe(0);
+    world.start(0);
+    wait_for(&mut world, 8_000, "node 0 filled", |world| world.is_ready(0))?;
+    world.weather.remove(&(0, 1));
+    world.weather.remove(&(1, 0));
+    wait_for(&mut world, 8_000, "node 0 takes the write", |world| {
+        let all = world.core(0).and_then(|core| core.contents().ok()).unwrap_or_default();
+        all.iter().any(|(other, version)| *other == key && version.value.as_deref() == Some(b"2"))
+    })?;
+    world.run_until(3_000, |_| false);
+    match lacking(&world) {
+        0 => Ok(()),
+        lost => Err(format!("{lost} of {} keys are gone at their owners", moved.len())),
+    }
+}
