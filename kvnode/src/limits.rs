@@ -44,7 +44,7 @@ pub struct LimitArgs {
     /// Bytes of request and answer bodies of clients held at once, all together; beyond it 503 [default: 256MiB]
     #[arg(long, env = "MAX_BODIES", value_name = "BYTES")]
     max_bodies: Option<String>,
-    /// Largest batch taken from another node [default: 32MiB]
+    /// Largest batch taken from another node; at least 2 MiB more than the largest body [default: 64MiB]
     #[arg(long, env = "MAX_PEER_BODY", value_name = "BYTES")]
     max_peer_body: Option<String>,
     /// Longest key in characters; beyond it 400 [default: 50]
@@ -112,6 +112,8 @@ pub struct Limits {
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
+/// What a batch may hold beside one value: it is full after 1 MiB, which one message may go beyond, as full and with one value.
+const BATCH_BESIDE_VALUE: usize = 2 * MIB;
 /// Upper end of every size: what can't be meant.
 const BYTES_MAX: usize = 1 << 40;
 const COUNT_MAX: usize = 10_000_000;
@@ -160,8 +162,16 @@ impl LimitArgs {
         let number = |name, given: &Option<String>, max: usize, default| {
             Setting::new(name, given, "100 (at least 1)").parse_or(default, |t| count(t, 1, max))
         };
+        let max_body = size("MAX_BODY", &self.max_body, 1, d.max_body)?;
+        let least = max_body.saturating_add(BATCH_BESIDE_VALUE);
+        let max_peer_body = size("MAX_PEER_BODY", &self.max_peer_body, MIB, d.max_peer_body.max(least))?;
+        if max_peer_body < least {
+            // It would be refused by the other nodes again and again, and all later writes wait behind it.
+            let why = format!("is too small for MAX_BODY: a batch with the largest value takes up to {least} bytes");
+            return Err(Setting::new("MAX_PEER_BODY", &self.max_peer_body, "64MiB").error(&why));
+        }
         Ok(Limits {
-            max_body: size("MAX_BODY", &self.max_body, 1, d.max_body)?,
+            max_body,
             max_headers: number("MAX_HEADERS", &self.max_headers, 10_000, d.max_headers)?,
             max_header_bytes: size("MAX_HEADER_BYTES", &self.max_header_bytes, 8 * KIB, d.max_header_bytes)?,
             header_timeout: time("HEADER_TIMEOUT", &self.header_timeout, d.header_timeout)?,
@@ -171,7 +181,7 @@ impl LimitArgs {
             write_timeout: time("WRITE_TIMEOUT", &self.write_timeout, d.write_timeout)?,
             max_connections: number("MAX_CONNECTIONS", &self.max_connections, 1_000_000, d.max_connections)?,
             max_bodies: size("MAX_BODIES", &self.max_bodies, 1, d.max_bodies)?,
-            max_peer_body: size("MAX_PEER_BODY", &self.max_peer_body, MIB, d.max_peer_body)?,
+            max_peer_body,
             max_key_chars: number("MAX_KEY_CHARS", &self.max_key_chars, 8192, d.max_key_chars)?,
             causal_wait: wait("CAUSAL_WAIT", &self.causal_wait, d.causal_wait)?,
             ack_wait: wait("ACK_WAIT", &self.ack_wait, d.ack_wait)?,
@@ -201,6 +211,12 @@ mod tests {
         let args = LimitArgs { max_body: Some("2MiB".into()), causal_wait: Some("0s".into()), ..LimitArgs::default() };
         let limits = args.resolve().unwrap();
         assert_eq!((limits.max_body, limits.causal_wait), (2 * MIB, Duration::ZERO));
+
+        let large = LimitArgs { max_body: Some("100MiB".into()), ..LimitArgs::default() };
+        assert_eq!(large.resolve().unwrap().max_peer_body, 102 * MIB);
+        let small = LimitArgs { max_peer_body: Some("2MiB".into()), ..LimitArgs::default() };
+        let line = small.resolve().unwrap_err().to_string();
+        assert!(line.contains("MAX_PEER_BODY") && line.contains("3145728"), "{line}");
 
         let bad = LimitArgs { header_timeout: Some("soon".into()), ..LimitArgs::default() };
         let line = bad.resolve().unwrap_err().to_string();

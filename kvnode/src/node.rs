@@ -44,6 +44,8 @@ pub struct NodeParts {
     pub store_bytes_max: Option<u64>,
     /// Whether faults may be injected.
     pub drill: bool,
+    /// Bytes of the largest answer to a batch that is taken.
+    pub peer_body_max: usize,
 }
 
 /// Why a node can't say anything about shards yet.
@@ -70,6 +72,7 @@ struct Shared {
     secret: auth::Secret,
     /// Bytes that the store may take; `u64::MAX`: what its disk has.
     bytes_max: u64,
+    peer_body_max: usize,
     drill: Arc<Drill>,
     began: Instant,
     _owned: Option<DataDir>,
@@ -97,7 +100,7 @@ impl NodeHandle {
     /// # Errors
     /// If the store can't be read.
     pub fn start(parts: NodeParts) -> Result<Self> {
-        let NodeParts { settings, store, owned, fsync, secret, store_bytes_max, drill } = parts;
+        let NodeParts { settings, store, owned, fsync, secret, store_bytes_max, drill, peer_body_max } = parts;
         let drill = Arc::new(Drill::new(drill));
         let began = Instant::now();
         let (syncer, gauge) = (store.syncer(), RoomGauge::new(store.gauge()));
@@ -111,6 +114,7 @@ impl NodeHandle {
             failure: watch::Sender::new(None),
             secret: auth::Secret::new(secret.as_deref()),
             bytes_max: store_bytes_max.unwrap_or(u64::MAX),
+            peer_body_max,
             drill,
             began,
             _owned: owned,
@@ -530,7 +534,8 @@ impl Loop {
         self.links.entry(peer.clone()).or_insert_with(|| {
             let (shared, drill) = (shared.clone(), shared.drill.clone());
             let done = move |peer: &Addr, fate: LinkDone| link_done(&shared, peer, fate);
-            Link::start(self.shared.secret.clone(), drill, peer.clone(), done)
+            let (secret, max) = (self.shared.secret.clone(), self.shared.peer_body_max);
+            Link::start(secret, drill, peer.clone(), max, done)
         })
     }
 }

@@ -108,6 +108,7 @@ fn start_node(config: &Config) -> Result<NodeHandle, String> {
         secret,
         store_bytes_max: config.limits.store_bytes_max,
         drill: config.drill,
+        peer_body_max: config.limits.max_peer_body,
     };
     NodeHandle::start(parts).map_err(|error| error.to_string())
 }

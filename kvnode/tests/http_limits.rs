@@ -115,7 +115,7 @@ fn begin_frame(client: &mut Client, length: u32) {
 
 #[test]
 fn batches_of_nodes_have_bounds_of_their_own() {
-    let node = Node::start(&["--max-body", "4KiB", "--max-peer-body", "2MiB", "--body-timeout", "300ms"]);
+    let node = Node::start(&["--max-body", "4KiB", "--max-peer-body", "2052KiB", "--body-timeout", "300ms"]);
     let mut large = stream(&node);
     begin_frame(&mut large, 3 << 20);
     assert!(large.closed() < Duration::from_secs(5), "it is too large");
@@ -129,7 +129,7 @@ fn batches_of_nodes_have_bounds_of_their_own() {
 
 #[test]
 fn all_batches_together_are_bounded() {
-    let node = Node::start(&["--max-peer-body", "2MiB"]);
+    let node = Node::start(&["--max-body", "4KiB", "--max-peer-body", "2052KiB"]);
     let mut held: Vec<Client> = (0..4).map(|_| stream(&node)).collect();
     held.iter_mut().for_each(|client| begin_frame(client, 2 << 20));
     let one_more_is_refused = || {

@@ -101,9 +101,9 @@ pub async fn recover(front: &Front, body: &[u8]) -> Result<Reply, Refusal> {
     Ok(Reply::ok(&json!({ "result": "recovered" })))
 }
 
-pub async fn add_member(front: &Front, shard: Option<ShardId>, body: &[u8]) -> Result<Reply, Refusal> {
+pub async fn add_member(front: &Front, shard: Result<ShardId, Refusal>, body: &[u8]) -> Result<Reply, Refusal> {
     let addr = Fields::of(body)?.addr()?;
-    let shard = shard.ok_or(Refusal::NoSuchShard)?;
+    let shard = shard?;
     if let Outcome::Started { job, .. } = decide(&front.node, AdminOp::AddMember { shard, addr }).await? {
         finish(&front.node, job, serves).await?;
     }

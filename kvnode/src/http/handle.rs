@@ -92,7 +92,7 @@ async fn dispatch(front: &Front, parts: &Parts, route: Route<'_>, body: Bytes) -
             admin::change_view(front, &parts.method, &body).await
         }
         Route::Recover => admin::recover(front, &body).await,
-        Route::AddMember(raw) => admin::add_member(front, shard(front, raw).ok(), &body).await,
+        Route::AddMember(raw) => admin::add_member(front, shard(front, raw), &body).await,
         Route::Reshard => match parts.method {
             Method::PUT => {
                 let query = ReshardQuery::of(parts.target.query().unwrap_or(""))?;

@@ -8,6 +8,7 @@ use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Front;
@@ -39,11 +40,7 @@ async fn serve(upgrade: OnUpgrade, caller: Arc<Caller>) {
     // Fails if the connection ended before.
     let Ok(upgraded) = upgrade.await else { return };
     let Some(mut frames) = frames(front, upgraded) else { return };
-    let ended = tokio::select! {
-        biased;
-        broken = answer_all(front, &mut frames) => broken,
-        () = told(&mut closing) => return,
-    };
+    let ended = answer_all(front, &mut frames, &mut closing).await;
     if !matches!(ended, Broken::Ended) {
         tracing::debug!(why = %ended, "a stream of another node ended");
     }
@@ -54,14 +51,15 @@ fn frames(front: &Front, upgraded: Upgraded) -> Option<Frames> {
     Some(Frames::new(parts.io.into_inner().into_stream(), parts.read_buf, front.node.secret().clone()))
 }
 
-/// Answers batch after batch; gives why no more come.
-async fn answer_all(front: &Front, frames: &mut Frames) -> Broken {
+/// Answers batch after batch; gives why no more come. A batch that has begun when the server closes is answered still.
+async fn answer_all(front: &Front, frames: &mut Frames, closing: &mut watch::Receiver<bool>) -> Broken {
     let limits = &front.limits;
     let mut silence = pin!(sleep_until(Instant::now() + limits.idle_timeout));
     loop {
         let length = tokio::select! {
             biased;
             length = frames.begins(limits.max_peer_body) => length,
+            () = told(closing) => return Broken::Ended,
             () = &mut silence => return Broken::Stalled,
         };
         let mut lease = front.peer_bodies.lease();

@@ -139,7 +139,16 @@ fn parts(store: Box<dyn Store>, me: &Addr, view: Vec<Addr>) -> NodeParts {
         durable_at_commit: true,
         mutant: None,
     };
-    NodeParts { settings, store, owned: None, fsync: Fsync::Always, secret: None, store_bytes_max: None, drill: false }
+    NodeParts {
+        settings,
+        store,
+        owned: None,
+        fsync: Fsync::Always,
+        secret: None,
+        store_bytes_max: None,
+        drill: false,
+        peer_body_max: 64 << 20,
+    }
 }
 
 async fn ready(node: &NodeHandle) {

@@ -26,8 +26,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const OPEN_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// A batch that was not answered for so long is lost. Longer than any pause that is not a failure.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// An answer is a batch; its size is bounded by what a sender puts in one.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Text of a refusal that is read.
 const REFUSAL_BYTES_MAX: usize = 4 << 10;
 
@@ -47,16 +45,17 @@ pub struct Link {
 }
 
 impl Link {
-    /// Starts a link; `done` is called with the fate of every batch, before the next is taken.
+    /// Starts a link that takes answers of up to `answer_bytes_max`; `done` is called with the fate of every batch, before the next is taken.
     pub fn start(
         secret: auth::Secret,
         drill: Arc<Drill>,
         peer: Addr,
+        answer_bytes_max: usize,
         done: impl Fn(&Addr, LinkDone) + Send + 'static,
     ) -> Self {
         let (outgoing, mut batches) = mpsc::channel(1);
         let host = HeaderValue::from_str(peer.as_str()).ok();
-        let line = host.map(|host| Line { peer: peer.clone(), host, secret, open: None });
+        let line = host.map(|host| Line { peer: peer.clone(), host, secret, answer_bytes_max, open: None });
         tokio::spawn(async move {
             let mut line = line;
             while let Some(batch) = batches.recv().await {
@@ -103,6 +102,7 @@ struct Line {
     peer: Addr,
     host: HeaderValue,
     secret: auth::Secret,
+    answer_bytes_max: usize,
     /// Nothing is on its way here.
     open: Option<Frames>,
 }
@@ -125,7 +125,7 @@ impl Line {
         if let Some(mut frames) = self.open.take()
             && frames.is_idle()
         {
-            match ask(&mut frames, batch).await {
+            match self.ask(&mut frames, batch).await {
                 // Closed by the peer in the meantime.
                 Err(Failed::Unseen(_)) => {}
                 answered => return self.keep(frames, answered),
@@ -133,8 +133,17 @@ impl Line {
         }
         let opened = timeout(OPEN_TIMEOUT, self.open()).await;
         let mut frames = opened.unwrap_or_else(|_| Err("it does not open a stream".into())).map_err(Failed::Unseen)?;
-        let answered = ask(&mut frames, batch).await;
+        let answered = self.ask(&mut frames, batch).await;
         self.keep(frames, answered)
+    }
+
+    async fn ask(&self, frames: &mut Frames, batch: &Batch) -> Result<Batch, Failed> {
+        frames.send(batch).await.map_err(|error| Failed::Unseen(error.to_string()))?;
+        let answer = async {
+            let length = frames.begins(self.answer_bytes_max).await?;
+            frames.take(length, ANSWER_TIMEOUT).await
+        };
+        answer.await.map_err(|broken| Failed::Unknown(broken.to_string()))
     }
 
     fn keep(&mut self, frames: Frames, answered: Result<Batch, Failed>) -> Result<Batch, Failed> {
@@ -174,15 +183,6 @@ impl Line {
         headers.insert(UPGRADE, HeaderValue::from_str(&protocol).expect("a name and a number are text"));
         request
     }
-}
-
-async fn ask(frames: &mut Frames, batch: &Batch) -> Result<Batch, Failed> {
-    frames.send(batch).await.map_err(|error| Failed::Unseen(error.to_string()))?;
-    let answer = async {
-        let length = frames.begins(ANSWER_BYTES_MAX).await?;
-        frames.take(length, ANSWER_TIMEOUT).await
-    };
-    answer.await.map_err(|broken| Failed::Unknown(broken.to_string()))
 }
 
 /// What a peer says that does not open a stream.

@@ -23,6 +23,8 @@ impl DataDir {
             |error: std::io::Error| bad(format!("can't be used: {error}; a good value is a writable directory"));
         let owner_path = path.join("node");
         match fs::read_to_string(&owner_path) {
+            // A loss of power, or a full disk, when it was first started.
+            Ok(owner) if owner.is_empty() => {}
             Ok(owner) if owner.trim() != addr.as_str() => {
                 return Err(bad(format!(
                     "holds the data of {}, not of {addr}; a good value is this node's own directory",
@@ -40,12 +42,20 @@ impl DataDir {
             Err(TryLockError::WouldBlock) => return Err(bad("is in use by another process".into())),
             Err(TryLockError::Error(error)) => return Err(unusable(error)),
         }
-        if !owner_path.exists() {
-            let written = File::create(&owner_path).and_then(|mut file| file.write_all(addr.as_str().as_bytes()));
-            written.map_err(unusable)?;
+        if fs::metadata(&owner_path).map_or(0, |owner| owner.len()) == 0 {
+            write_whole(&owner_path, addr.as_str()).map_err(unusable)?;
         }
         Ok(Self { _lock: lock })
     }
+}
+
+/// Writes a file that is there as a whole or not at all.
+fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = File::create(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(new, path)
 }
 
 #[cfg(test)]
@@ -62,6 +72,10 @@ mod tests {
         drop(held);
         assert!(DataDir::open(&path, &bob).unwrap_err().contains("10.10.0.2:8090"), "another node's");
         DataDir::open(&path, &alice).unwrap();
+        // Power or room was lost when the file was written.
+        fs::write(path.join("node"), "").unwrap();
+        DataDir::open(&path, &bob).unwrap();
+        assert!(DataDir::open(&path, &alice).unwrap_err().contains("10.10.0.3:8090"));
         let error = DataDir::open(Path::new("/proc/nowhere"), &alice).unwrap_err();
         assert!(error.starts_with("DATA_DIR") && !error.contains('\n'), "{error}");
     }

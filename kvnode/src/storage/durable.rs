@@ -15,8 +15,9 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::ops::Bound;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -75,7 +76,7 @@ struct FjallSyncer {
     /// Number of the last committed batch.
     committed: AtomicU64,
     /// The file `synced`, and the number in it.
-    synced: Mutex<(PathBuf, u64)>,
+    synced: Mutex<SyncMark>,
 }
 
 fn io_error(error: &std::io::Error) -> StoreError {
@@ -122,24 +123,20 @@ impl DurableStore {
         let db = Database::builder(dir.join("fjall"))
             .cache_size(CACHE_BYTES)
             .max_journaling_size(JOURNAL_BYTES)
-            .worker_threads(1)
+            // The first only flushes: with one, a long compaction would leave what is in memory to grow.
+            .worker_threads(2)
             // Commits say themselves when the journal is handed to the operating system.
             .manual_journal_persist(true)
             .open()?;
         let keyspace = |name| db.keyspace(name, KeyspaceCreateOptions::default);
         let (versions, keys, facts) = (keyspace("versions")?, keyspace("keys")?, keyspace("facts")?);
         let recovered = facts.get(BATCH)?.map_or(Ok(0), |bytes| decode_number(&bytes))?;
-        let path = dir.join("synced");
-        let synced = match fs::read(&path) {
-            Ok(bytes) => decode_number(&bytes)?,
-            Err(error) if error.kind() == ErrorKind::NotFound => 0,
-            Err(error) => return Err(io_error(&error)),
-        };
+        let mark = SyncMark::open(&dir.join("synced")).map_err(|error| io_error(&error))?;
+        let synced = mark.number;
         if recovered < synced {
             return Err(StoreError::Damaged(format!("it ends at batch {recovered}, but {synced} were on the disk")));
         }
-        let syncer =
-            FjallSyncer { db: db.clone(), committed: AtomicU64::new(recovered), synced: Mutex::new((path, synced)) };
+        let syncer = FjallSyncer { db: db.clone(), committed: AtomicU64::new(recovered), synced: Mutex::new(mark) };
         let keyspaces = [versions.clone(), keys.clone(), facts.clone()];
         let gauge = Arc::new(FjallGauge { db: db.clone(), keyspaces, dir: dir.to_owned(), ballast });
         let (staged, last_head, staged_facts) = (BTreeMap::new(), RefCell::default(), BTreeMap::new());
@@ -397,19 +394,36 @@ impl Syncer for FjallSyncer {
         let number = self.committed.load(Ordering::Acquire);
         self.db.persist(PersistMode::SyncData)?;
         let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
-        if synced.1 < number {
-            write_number(&synced.0, number).map_err(|error| io_error(&error))?;
-            synced.1 = number;
-        }
-        Ok(())
+        synced.raise(number).map_err(|error| io_error(&error))
     }
 }
 
-/// Replaces the number in a file. It need not survive a loss of power: an older number only notices less.
-fn write_number(path: &Path, number: u64) -> std::io::Result<()> {
-    let new = path.with_extension("new");
-    fs::File::create(&new)?.write_all(&number.to_be_bytes())?;
-    fs::rename(new, path)
+/// Up to which batch everything was synced, in a file of its own. It need not survive a loss of power: an older number, or none, only
+/// notices less. So it is written in place: the file is never another one whose contents have not reached the disk.
+struct SyncMark {
+    file: fs::File,
+    number: u64,
+}
+
+impl SyncMark {
+    fn open(path: &Path) -> std::io::Result<Self> {
+        let file = fs::File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut bytes = [0; 8];
+        let number = match file.read_exact_at(&mut bytes, 0) {
+            Ok(()) => u64::from_be_bytes(bytes),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => 0,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { file, number })
+    }
+
+    fn raise(&mut self, number: u64) -> std::io::Result<()> {
+        if self.number < number {
+            self.file.write_all_at(&number.to_be_bytes(), 0)?;
+            self.number = number;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -143,6 +143,9 @@ fn a_node_waits_for_all_of_its_view() {
     assert!(named, "/ready does not name {missing}");
     cluster.get(0, "/health").expect(200);
     cluster.get(0, "/kvs/a").expect_error(503);
+    // Which shards there are it does not know yet.
+    let member = format!(r#"{{"socket-address":"{missing}"}}"#);
+    cluster.send(0, "PUT", "/shard/add-member/s1", &member).expect_error(503);
     cluster.run(2, &[]);
     cluster.wait_ready(&[0, 1, 2]);
     cluster.put(2, "a", "1", "").expect_result(201, "created");

@@ -25,7 +25,7 @@ async fn fate_at(peer: &TcpListener) -> (LinkDone, Duration) {
     let peer = peer.local_addr().unwrap().to_string().parse().unwrap();
     let (told, fate) = oneshot::channel();
     let told = std::sync::Mutex::new(Some(told));
-    let link = Link::start(auth::Secret::new(None), Arc::new(Drill::new(false)), peer, move |_, done| {
+    let link = Link::start(auth::Secret::new(None), Arc::new(Drill::new(false)), peer, 1 << 20, move |_, done| {
         let told = told.lock().unwrap().take().expect("one batch has one fate");
         let _ = told.send(done);
     });

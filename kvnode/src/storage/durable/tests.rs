@@ -122,6 +122,22 @@ fn a_torn_tail_costs_only_the_tail() {
     assert!((195..200).contains(&newest(&store)), "{}", newest(&store));
 }
 
+/// Where the file system orders nothing, a loss of power can leave the file of the mark empty beside all that was synced.
+#[test]
+fn a_mark_that_is_not_whole_costs_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = filled(folder.path(), 200);
+    store.syncer().unwrap().sync().unwrap();
+    drop(store);
+    for mark in [&b""[..], b"abc"] {
+        fs::write(folder.path().join("synced"), mark).unwrap();
+        let (store, aside) = DurableStore::open_or_set_aside(folder.path(), None).unwrap();
+        assert_eq!((aside, newest(&store)), (None, 200));
+        store.syncer().unwrap().sync().unwrap();
+    }
+    assert_eq!(fs::read(folder.path().join("synced")).unwrap().len(), 8);
+}
+
 #[test]
 fn damage_before_what_was_synced_is_not_taken_for_a_torn_tail() {
     let folder = tempfile::tempdir().unwrap();
