@@ -274,6 +274,12 @@ fn connections_beyond_the_bound_are_told() {
     answer.is_error(503);
     assert!(answer.header("retry-after").is_some());
     client.closed();
+    // Another node finds a place, and for that alone.
+    drop(stream(&node));
+    let mut client = node.connect();
+    client.send(&request("GET", "/peer", &[], ""));
+    client.answer().is_error(426);
+    client.closed();
     held.pop();
     until("a place is free", || node.request("GET", "/health", &[], "").status == 200);
 }

@@ -19,9 +19,14 @@ use super::Front;
 use super::conn::{Guarded, Progress};
 use super::handle;
 use super::reply::canned;
+use crate::core::topology::NODES_MAX;
 
 /// Connections beyond the bound that are told so at once; the rest is just closed.
 const REFUSALS_MAX: usize = 64;
+/// Connections of other nodes beyond the bound: one of each node there can be.
+const PEERS_MAX: usize = NODES_MAX;
+/// How the request of another node begins.
+const PEER_START: &[u8] = b"GET /peer ";
 /// Header lines that hyper takes by itself.
 const HEADERS_OF_HYPER: usize = 100;
 /// How long telling them may take.
@@ -37,7 +42,7 @@ pub async fn serve(listener: TcpListener, front: Arc<Front>, mut closing: watch:
     let limits = &front.limits;
     let connections_max = connections_max(limits.max_connections);
     let connections = Arc::new(Semaphore::new(connections_max));
-    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
+    let (refusals, peers) = (Arc::new(Semaphore::new(REFUSALS_MAX)), Arc::new(Semaphore::new(PEERS_MAX)));
     let mut trouble = Trouble::default();
     loop {
         let accepted = tokio::select! {
@@ -48,13 +53,17 @@ pub async fn serve(listener: TcpListener, front: Arc<Front>, mut closing: watch:
         match accepted {
             Ok((stream, _)) => {
                 trouble.is_over();
+                let caller = |permit| {
+                    let (front, progress, closing) = (front.clone(), Progress::new(), closing.clone());
+                    Arc::new(Caller { front, progress, closing, _permit: permit })
+                };
                 match connections.clone().try_acquire_owned() {
-                    Ok(permit) => {
-                        let (front, progress, closing) = (front.clone(), Progress::new(), closing.clone());
-                        let caller = Caller { front, progress, closing, _permit: permit };
-                        tokio::spawn(connection(stream, Arc::new(caller)));
+                    Ok(permit) => drop(tokio::spawn(connection(stream, caller(permit), true))),
+                    Err(_) => {
+                        let Ok(telling) = refusals.clone().try_acquire_owned() else { continue };
+                        let peer = peers.clone().try_acquire_owned().ok().map(caller);
+                        tokio::spawn(beyond_the_bound(stream, peer, telling));
                     }
-                    Err(_) => refuse(stream, &refusals),
                 }
             }
             Err(error) => trouble.pause(&error).await,
@@ -62,7 +71,7 @@ pub async fn serve(listener: TcpListener, front: Arc<Front>, mut closing: watch:
     }
     drop(listener);
     let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
-    let _ = connections.acquire_many(all).await;
+    let _ = tokio::join!(connections.acquire_many(all), peers.acquire_many(PEERS_MAX as u32));
 }
 
 /// A connection, as far as its requests have to do with it.
@@ -80,8 +89,8 @@ pub async fn told(closing: &mut watch::Receiver<bool>) {
     let _ = closing.wait_for(|closing| *closing).await;
 }
 
-/// One connection, to its end.
-async fn connection(stream: TcpStream, caller: Arc<Caller>) {
+/// One connection, to its end. `keep_alive`: for more than one request.
+async fn connection(stream: TcpStream, caller: Arc<Caller>, keep_alive: bool) {
     let _ = stream.set_nodelay(true);
     let mut closing = caller.closing.clone();
     let limits = caller.front.limits.clone();
@@ -98,6 +107,7 @@ async fn connection(stream: TcpStream, caller: Arc<Caller>) {
     }
     let connection = builder
         .timer(TokioTimer::new())
+        .keep_alive(keep_alive)
         // The guard does this, and tells a half header from an idle connection.
         .header_read_timeout(None)
         .max_header_size(limits.max_header_bytes)
@@ -118,22 +128,37 @@ async fn connection(stream: TcpStream, caller: Arc<Caller>) {
     }
 }
 
-/// Says that there are too many connections, without letting that grow into a second crowd.
-fn refuse(mut stream: TcpStream, refusals: &Arc<Semaphore>) {
-    let Ok(permit) = refusals.clone().try_acquire_owned() else { return };
-    tokio::spawn(async move {
-        let answer = canned(StatusCode::SERVICE_UNAVAILABLE, "Too many connections");
-        let talk = async {
-            stream.write_all(&answer).await?;
-            stream.shutdown().await?;
-            // What the client sends is read, so that closing doesn't reset the connection under the answer.
-            let mut discarded = [0; 1024];
-            while stream.read(&mut discarded).await? > 0 {}
-            io::Result::Ok(())
-        };
-        let _ = timeout(REFUSAL_TIME, talk).await;
-        drop(permit);
-    });
+/// A connection beyond the bound. Another node's is served all the same, or clients that hold all places could keep the nodes from
+/// talking; others are told, without letting that grow into a second crowd.
+async fn beyond_the_bound(mut stream: TcpStream, peer: Option<Arc<Caller>>, telling: OwnedSemaphorePermit) {
+    if let Some(caller) = peer
+        && timeout(REFUSAL_TIME, is_of_a_node(&stream)).await.is_ok_and(|is| is)
+    {
+        drop(telling);
+        return connection(stream, caller, false).await;
+    }
+    let answer = canned(StatusCode::SERVICE_UNAVAILABLE, "Too many connections");
+    let talk = async {
+        stream.write_all(&answer).await?;
+        stream.shutdown().await?;
+        // What the client sends is read, so that closing doesn't reset the connection under the answer.
+        let mut discarded = [0; 1024];
+        while stream.read(&mut discarded).await? > 0 {}
+        io::Result::Ok(())
+    };
+    let _ = timeout(REFUSAL_TIME, talk).await;
+}
+
+/// Whether what comes begins as the request of another node does. Nothing of it is taken.
+async fn is_of_a_node(stream: &TcpStream) -> bool {
+    let mut start = [0; PEER_START.len()];
+    loop {
+        match stream.peek(&mut start).await {
+            Ok(length) if length == start.len() => return start == PEER_START,
+            Ok(length) if length > 0 && PEER_START.starts_with(&start[..length]) => sleep(PAUSE.0).await,
+            _ => return false,
+        }
+    }
 }
 
 /// Accepting that fails, mostly for want of file handles.
