@@ -120,7 +120,7 @@ impl Core {
         self.topology = Some(topology);
         let cut_off = |addr: &Addr| self.node_of(addr).is_some_and(|node| self.is_cut_off(node));
         if self.repair.as_ref().is_some_and(|repair| cut_off(&repair.peer)) {
-            self.repair = None;
+            self.abandon_repair();
         }
     }
 
@@ -292,7 +292,7 @@ impl Core {
         self.replica = Some(replica);
         self.replica_changed = true;
         self.settling = Settling::default();
-        self.repair = None;
+        self.abandon_repair();
         self.reset_pushes();
         self.say(Severity::Info, text);
     }

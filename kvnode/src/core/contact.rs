@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::cursor::Cursor;
 use super::formation::Seeks;
-use super::repair::Began;
+use super::repair::{Began, Compares};
 use super::replicate::{Lag, Push};
 use super::settings::Mutant;
 use super::topology::TopologyVersion;
@@ -71,6 +71,7 @@ pub(super) struct Peer {
     pub pulled_ms: Option<u64>,
     /// Whether a repair from this life of it has filled us.
     pub filled_us: bool,
+    pub compares: Compares,
     /// Set while it is known to be ahead of us.
     pub lag: Option<Lag>,
     was_in_view: bool,
@@ -230,7 +231,7 @@ impl Core {
     fn life_began(&mut self, addr: &Addr) {
         self.forwards_lost_to(addr);
         if self.repair.as_ref().is_some_and(|repair| repair.peer == *addr) {
-            self.repair = None;
+            self.abandon_repair();
         }
         self.beat(addr);
     }

@@ -27,6 +27,8 @@ use crate::wire::peer::{Floors, Message, Scope, SlotListing, Stage};
 const SILENCE_MS: u64 = 2_000;
 /// A request that was not answered for so long is sent again.
 const ASK_AGAIN_MS: u64 = 400;
+/// A mate that has to compare its data and does not begin is asked again after so long.
+const COMPARE_AGAIN_MS: u64 = 1_000;
 /// Versions listed in one request, at most; but at least one slot.
 const LISTED_MAX: usize = 4_096;
 /// Slots in one request.
@@ -63,11 +65,23 @@ pub(super) struct Repair {
     asked_ms: u64,
     slots_asked: usize,
     began: bool,
+    /// Something has been taken over.
+    has_changed: bool,
     pub target: Vector,
     pub floors: Floors,
     pub clock: Stamp,
     /// Slots still to be compared, the first one from after its key.
     todo: VecDeque<(Slot, Option<Key>)>,
+}
+
+/// Whether a mate has to compare its data with this node's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Compares {
+    #[default]
+    Unneeded,
+    Wanted {
+        asked_ms: u64,
+    },
 }
 
 /// The state of a source when a repair starts; see [`Message::RepairBegin`].
@@ -114,6 +128,7 @@ impl Core {
             asked_ms: now,
             slots_asked: 0,
             began: false,
+            has_changed: false,
             target: Vector::new(),
             floors: Vec::new(),
             clock: Stamp::default(),
@@ -138,11 +153,37 @@ impl Core {
             let place = self.place_of(purpose);
             let Some(repair) = place.as_mut() else { continue };
             if now.saturating_sub(repair.heard_ms) >= SILENCE_MS {
-                *place = None;
+                match purpose {
+                    Purpose::Mate => self.abandon_repair(),
+                    Purpose::Copy | Purpose::Handover => *place = None,
+                }
             } else if now.saturating_sub(repair.asked_ms) >= ASK_AGAIN_MS {
                 repair.asked_ms = now;
                 let (peer, message) = (repair.peer.clone(), repair.asked.clone());
                 self.send(&peer, message);
+            }
+        }
+    }
+
+    /// Ends the repair from a mate before its end. What it has brought so far is covered by no vector, and it may have been all there
+    /// was of it: the other replicas are to compare what they have with this one.
+    pub(super) fn abandon_repair(&mut self) {
+        let has_changed = self.repair.take().is_some_and(|repair| repair.has_changed);
+        if has_changed && !self.settings.broken(Mutant::HalfRepairUntold) {
+            self.peers.values_mut().for_each(|peer| peer.compares = Compares::Wanted { asked_ms: 0 });
+        }
+    }
+
+    /// Asks mates to compare their data with this node's, where they have to and have not begun to.
+    pub(super) fn comparison_step(&mut self) {
+        let now = self.now.mono_ms;
+        for addr in self.mates() {
+            let Some(peer) = self.peers.get_mut(&addr) else { continue };
+            if let Compares::Wanted { asked_ms } = &mut peer.compares
+                && now.saturating_sub(*asked_ms) >= COMPARE_AGAIN_MS
+            {
+                *asked_ms = now;
+                self.send(&addr, Message::Behind);
             }
         }
     }
@@ -174,6 +215,10 @@ impl Core {
             clock: self.inventory.clock.last(),
             digests: slots_in(runs).map(|slot| self.inventory.digest(slot)).collect(),
         };
+        let of_own_shard = replica.shard == Some(scope.shard);
+        if let Some(peer) = self.peers.get_mut(from).filter(|_| of_own_shard) {
+            peer.compares = Compares::Unneeded;
+        }
         self.send(from, message);
     }
 
@@ -347,6 +392,7 @@ impl Core {
             return Ok(());
         };
         repair.round += 1;
+        repair.has_changed |= !entries.is_empty() || !dropped.is_empty();
         repair.compared(rest);
         let (purpose, scope) = (repair.purpose, repair.scope);
         if purpose != Purpose::Mate {

@@ -342,6 +342,7 @@ impl Core {
 
     /// Sends again what was not acknowledged, and pulls what has been lacking for a while.
     pub(super) fn anti_entropy_step(&mut self) {
+        self.comparison_step();
         let now = self.now.mono_ms;
         for addr in self.mates() {
             let Some(peer) = self.peers.get_mut(&addr) else { continue };

@@ -99,6 +99,8 @@ pub enum Mutant {
     LifeKept,
     /// Clients of a node that begins anew are told that the writes are done whose data it drops.
     DroppedIsDone,
+    /// Nobody compares with a replica that has given up a repair halfway.
+    HalfRepairUntold,
     /// That a mate lacks writes before those that it was sent is left to time.
     GapUnnoticed,
     /// What clients wait for when the layout changes is not sent to the other replicas again.

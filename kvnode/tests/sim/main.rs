@@ -177,6 +177,11 @@ fn after_a_recovery_to_an_older_layout_nothing_is_named_twice() {
     assert_eq!(operators::after_a_recovery_to_an_older_layout_nothing_is_named_twice(), Ok(()));
 }
 
+#[test]
+fn what_an_abandoned_repair_brought_reaches_all() {
+    shows(scenarios::what_an_abandoned_repair_brought_reaches_all, Mutant::HalfRepairUntold);
+}
+
 /// What many seeds have shown.
 #[derive(Default)]
 struct Total {

@@ -3,8 +3,9 @@
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::room::Room;
 use kvnode::core::settings::Mutant;
+use kvnode::wire::ident::{Key, SLOT_COUNT, Slot};
 
-use crate::reshard::{cluster, holds, put, staying, wait_for};
+use crate::reshard::{cluster, cut, holds, put, staying, wait_for};
 use crate::world::{Weather, World};
 
 /// Asks a node and gives its answer.
@@ -16,7 +17,7 @@ pub fn ask(world: &mut World, node: usize, id: u64, op: Op, token: Option<&Strin
 
 /// The key of a shard's node: the first that the node itself serves without asking others.
 fn key_of_first_shard(world: &World) -> String {
-    let slots = |key: &str| kvnode::wire::ident::Slot::of(key).0 < kvnode::wire::ident::SLOT_COUNT / 2;
+    let slots = |key: &str| Slot::of(key).0 < SLOT_COUNT / 2;
     assert!(world.is_up(0));
     (0..).map(|number| format!("key-{number}")).find(|key| slots(key)).expect("half of all keys")
 }
@@ -69,4 +70,39 @@ pub fn what_a_replica_dropped_comes_with_the_next_write(mutant: Option<Mutant>) 
     world.set_room(1, Room::Enough);
     world.request(0, 2, put(&key, "2"), Vec::new());
     wait_for(&mut world, 150, "the write that was dropped, and the one after it", |world| holds(world, 1, &key))
+}
+
+/// A replica repairs from another in many steps, and that one is lost halfway, with all that it alone had. What was brought over is at one
+/// replica only, and no vector tells: the others have to get it all the same.
+pub fn what_an_abandoned_repair_brought_reaches_all(mutant: Option<Mutant>) -> Result<(), String> {
+    const KEYS: u64 = 1_600;
+    let mut world = World::new(11, 6, 2, 2_000, mutant);
+    (0..6).for_each(|node| world.start(node));
+    assert!(world.run_until(5_000, World::all_ready));
+    cut(&mut world, &[0, 1], &[2]);
+    world.run_until(3_000, |_| false);
+    let own = |number: &u64| Slot::of(&format!("key-{number}")).0 < SLOT_COUNT / 2;
+    for number in (0..).filter(own).take(KEYS as usize) {
+        let key: Key = format!("key-{number}").as_str().into();
+        world.request(2, number + 1, put(&key, "1"), Vec::new());
+        world.run_until(5, |_| false);
+    }
+    world.run_until(1_000, |_| false);
+    for (from, to) in [(0, 2), (2, 0)] {
+        world.weather.insert((from, to), Weather { delay_ms: (40, 40), ..Weather::FAIR });
+    }
+    let count =
+        |world: &World, node: usize| world.core(node).and_then(|core| core.contents().ok()).map_or(0, |all| all.len());
+    wait_for(&mut world, 8_000, "a part of it", |world| count(world, 0) > 0)?;
+    world.wipe(2);
+    if count(&world, 0) as u64 == KEYS {
+        return Err("all of it came at once".into());
+    }
+    world.weather.clear();
+    world.start(2);
+    wait_for(&mut world, 8_000, "the lost one is filled", |world| world.is_ready(2))?;
+    wait_for(&mut world, 8_000, "equal replicas", |world| {
+        let counts: Vec<usize> = (0..3).map(|node| count(world, node)).collect();
+        counts[0] > 0 && counts.iter().all(|&other| other == counts[0])
+    })
 }
