@@ -3,6 +3,10 @@
 //! `KV_SEEDS=10000` runs more seeds, `KV_FIRST=n` those from there on; `KV_SEED=n` runs one and prints what the nodes said;
 //! `KV_OPERATIONS=10000` makes each history so long, with more clients at once.
 
+/// A simulation allocates more than it does anything else.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 mod corpus;
 mod exhaustive;
 mod growth;
