@@ -66,6 +66,8 @@ pub struct SimNode {
     life: u64,
     pub skew_ms: i64,
     room: Room,
+    /// Whether it was being filled when it went down.
+    was_filling: bool,
     busy: BTreeSet<usize>,
     clients: BTreeSet<u64>,
     admins: BTreeSet<u64>,
@@ -115,6 +117,7 @@ impl World {
             life: 0,
             skew_ms: 0,
             room: Room::Enough,
+            was_filling: false,
             busy: BTreeSet::new(),
             clients: BTreeSet::new(),
             admins: BTreeSet::new(),
@@ -207,9 +210,11 @@ impl World {
 
     /// The process dies; committed data stays.
     pub fn kill(&mut self, node: usize) {
-        if self.nodes[node].core.take().is_none() {
+        if !self.is_up(node) {
             return;
         }
+        self.nodes[node].was_filling = self.is_filling(node);
+        self.nodes[node].core = None;
         self.nodes[node].busy.clear();
         self.nodes[node].awake.clear();
         self.nodes[node].admins.clear();
@@ -459,6 +464,11 @@ impl World {
     /// Whether the node ever ran.
     pub fn is_started(&self, node: usize) -> bool {
         self.nodes[node].life > 0
+    }
+
+    /// Whether the node has not all of its shard's data yet, or had not when it went down.
+    fn is_filling(&self, node: usize) -> bool {
+        self.core(node).map_or(self.nodes[node].was_filling, |core| core.status().stage == "filling")
     }
 
     pub fn is_up(&self, node: usize) -> bool {

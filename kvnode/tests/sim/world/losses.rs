@@ -94,8 +94,13 @@ impl World {
             let newest = deleted.entry(&held.key).or_insert(held.stamp);
             *newest = held.stamp.max(*newest);
         }
+        // Where only such are left the shard begins anew, and what a repair had brought them is dropped.
+        let filling: Vec<bool> = (0..self.nodes.len()).map(|owner| self.is_filling(owner)).collect();
         let is_gone = |held: &&Held| {
             let has = |owner: usize| {
+                if filling[owner] {
+                    return false;
+                }
                 let head = self.nodes[owner].disk.head(Slot::of(&held.key), &held.key).expect("memory does not fail");
                 head.is_some_and(|head| head.stamp >= held.stamp)
             };
