@@ -113,13 +113,18 @@ async fn drill(context: &Context, args: &DrillArgs, asks: bool) -> Result<()> {
 /// Judges, writes the page, and says what came out.
 fn tell(context: &Context, history: &History, page: Option<&Path>) -> Result<()> {
     let verdict: Verdict = verdict::of(history).map_err(Failure::usage)?;
-    if let Some(path) = page {
+    let written = page.map_or(Ok(()), |path| {
         let text = report::page(history, &verdict);
-        std::fs::write(path, text).map_err(|error| Failure::environment(format!("{}: {error}", path.display())))?;
-    }
+        std::fs::write(path, text).map_err(|error| Failure::environment(format!("{}: {error}", path.display())))
+    });
+    // A broken promise counts for more than a page.
     if verdict.kept {
+        written?;
         show(context.output, &verdict, || verdict.show());
         return Ok(());
+    }
+    if let Err(failure) = written {
+        say(&format!("kvctl: {failure}"));
     }
     let mut failure = Failure::new(Code::Broken, format!("promises were broken: {}", verdict.offences.len()));
     failure.document = serde_json::to_value(&verdict).ok().map(Box::new);
@@ -190,8 +195,10 @@ async fn carry_out(
     (file, path): (File, &Path),
 ) -> Result<History> {
     let interrupt = Interrupt::listen()?;
-    let keys: Vec<String> = (0..args.keys).map(|number| format!("drill-{}-{number}", plan.seed)).collect();
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    // An earlier drill of the same seed may have left its own keys.
+    let begun = since_1970.as_millis();
+    let keys: Vec<String> = (0..args.keys).map(|number| format!("drill-{}-{begun:x}-{number}", plan.seed)).collect();
     let head = Head {
         format: FORMAT,
         cluster: record.spec.name.clone(),
@@ -219,8 +226,10 @@ async fn carry_out(
     let (contexts, done) = join(clients, faults).await;
     let stopped_ms = now_ms();
     // Whatever happened: nothing stays broken.
-    injector.heal().await?;
+    let healed = injector.heal().await;
     done?;
+    let mut troubles = injector.troubles();
+    troubles.extend(healed.err().map(|failure| failure.message));
     let healed_ms = now_ms();
     let (equal_ms, unmet) = converged(record, runtime, args.timeout, &interrupt, &now_ms).await?;
     for (node, target) in targets.iter().enumerate() {
@@ -238,7 +247,7 @@ async fn carry_out(
         Some(context) => Some(quiet(&load, context, targets.len(), &keys).await),
         None => None,
     };
-    recorder.borrow_mut().end(End { stopped_ms, healed_ms, equal_ms, unmet, quiet_context });
+    recorder.borrow_mut().end(End { stopped_ms, healed_ms, equal_ms, unmet, troubles, quiet_context });
     progress.done();
     drop((load, injector));
     recorder.into_inner().finish(path)

@@ -55,15 +55,17 @@ async fn remove(context: &Context, address: &str, limit: Duration, via: &Via) ->
     };
     let body = json!({ "socket-address": address });
     let answer = change(&client.patient(limit), Method::DELETE, "/view", Some(&body)).await?;
+    // Before anything is printed: nobody may be reading.
+    if let Some(node) = &leaving {
+        record.spec.removed.insert(node.name.clone());
+        context.state.save(&record)?;
+    }
     show_result(context, &answer);
     if let Some(warning) = answer.json().get("warning").and_then(Value::as_str) {
         say(&format!("warning: {warning}"));
     }
-    if let Some(node) = leaving {
-        let name = &node.name;
+    if let Some(NodeSpec { name, .. }) = &leaving {
         say(&format!("`kvctl node stop {name}` ends its process; `kvctl view add {name}` makes it a member again"));
-        record.spec.removed.insert(node.name);
-        context.state.save(&record)?;
     }
     Ok(())
 }

@@ -156,6 +156,9 @@ pub struct End {
     pub equal_ms: Option<f64>,
     /// What was still missing, if they were not.
     pub unmet: Vec<String>,
+    /// What went wrong that nobody had injected: nodes that ended by themselves, or could not be healed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub troubles: Vec<String>,
     /// A context that went round in the quiet cluster.
     pub quiet_context: Option<String>,
 }
@@ -390,7 +393,14 @@ pub mod tests {
         });
         recorder.last(Final { node: "bob".into(), key: "a".into(), value: None, tombstone, error: None });
         let (unmet, quiet_context) = (Vec::new(), None);
-        recorder.end(End { stopped_ms: 1.0, healed_ms: 2.0, equal_ms: Some(3.0), unmet, quiet_context });
+        recorder.end(End {
+            stopped_ms: 1.0,
+            healed_ms: 2.0,
+            equal_ms: Some(3.0),
+            unmet,
+            troubles: Vec::new(),
+            quiet_context,
+        });
         let kept = recorder.finish(&path).unwrap();
         assert_eq!(History::read(&path).unwrap(), kept);
         assert_eq!(kept.ops.len(), 3);

@@ -1,6 +1,7 @@
 //! Makes the planned faults happen, and undoes them.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use kvnode::client::{Answer, Client, Session};
@@ -54,6 +55,10 @@ pub struct Injector<'a> {
     shards: u32,
     /// Whether faults were asked of the nodes themselves.
     inside: bool,
+    /// Nodes that are down because of a fault.
+    down: BTreeSet<usize>,
+    /// What nobody had injected.
+    troubles: Vec<String>,
 }
 
 /// PUT or DELETE /drill at a node.
@@ -96,7 +101,22 @@ impl<'a> Injector<'a> {
         shards: u32,
     ) -> Self {
         let (rng, active) = (Rng::new(seed), Vec::new());
-        Self { record, runtime, nodes, targets, recorder, interrupt, progress, rng, active, shards, inside: false }
+        let (down, troubles) = (BTreeSet::new(), Vec::new());
+        Self {
+            record,
+            runtime,
+            nodes,
+            targets,
+            recorder,
+            interrupt,
+            progress,
+            rng,
+            active,
+            shards,
+            inside: false,
+            down,
+            troubles,
+        }
     }
 
     fn now_ms(&self) -> f64 {
@@ -205,10 +225,11 @@ impl<'a> Injector<'a> {
     }
 
     /// Does this to nodes; another fault may have done it already.
-    async fn act(&self, nodes: &[usize], action: NodeAction) -> std::result::Result<(), String> {
-        for &node in nodes {
-            let node = &self.nodes[node];
+    async fn act(&mut self, nodes: &[usize], action: NodeAction) -> std::result::Result<(), String> {
+        for &index in nodes {
+            let node = &self.nodes[index];
             let state = self.runtime.state(node).await.map_err(|failure| failure.message)?;
+            self.note_end(index, state);
             let fits = match action {
                 NodeAction::Kill => state != NodeState::Stopped && state != NodeState::Missing,
                 NodeAction::Pause => state == NodeState::Running,
@@ -218,8 +239,27 @@ impl<'a> Injector<'a> {
             if fits {
                 self.runtime.act(node, action).await.map_err(|failure| failure.message)?;
             }
+            match action {
+                NodeAction::Kill | NodeAction::Stop => drop(self.down.insert(index)),
+                NodeAction::Start => drop(self.down.remove(&index)),
+                NodeAction::Pause | NodeAction::Unpause => {}
+            }
         }
         Ok(())
+    }
+
+    /// A node that is down, and that no fault has taken down, has ended by itself.
+    fn note_end(&mut self, index: usize, state: NodeState) {
+        if matches!(state, NodeState::Stopped | NodeState::Missing) && self.down.insert(index) {
+            let text = format!("{} ended by itself, before {:.1} s", self.nodes[index].name, self.now_ms() / 1_000.0);
+            self.say(&text);
+            self.troubles.push(text);
+        }
+    }
+
+    /// What went wrong that nobody had injected.
+    pub fn troubles(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.troubles)
     }
 
     /// What is to be injected inside a node now.
@@ -313,6 +353,11 @@ impl<'a> Injector<'a> {
 
     async fn targets_lose(&mut self, node: usize, record: &mut Happened) {
         let spec = &self.nodes[node];
+        let state = self.runtime.state(spec).await;
+        if let Ok(state) = state {
+            self.note_end(node, state);
+        }
+        self.down.insert(node);
         let wiped = self.runtime.wipe(spec).await;
         let down = Duration::from_millis(self.rng.between(300, 1_500));
         tokio::time::sleep(down).await;
@@ -320,6 +365,9 @@ impl<'a> Injector<'a> {
             Ok(()) => self.runtime.act(spec, NodeAction::Start).await,
             Err(failure) => Err(failure),
         };
+        if started.is_ok() {
+            self.down.remove(&node);
+        }
         if let Err(failure) = started {
             record.problem = Some(failure.message);
         } else if !self.node_is(node, "/ready").await {
@@ -390,8 +438,12 @@ impl<'a> Injector<'a> {
         }
         let mut left = Vec::new();
         for (index, node) in self.nodes.iter().enumerate() {
+            let state = self.runtime.state(node).await;
+            if let Ok(state) = state {
+                self.note_end(index, state);
+            }
             let healed = async {
-                if self.runtime.state(node).await? == NodeState::Paused {
+                if state? == NodeState::Paused {
                     self.runtime.act(node, NodeAction::Unpause).await?;
                 }
                 self.runtime.act(node, NodeAction::Start).await

@@ -78,6 +78,23 @@ pub fn of(history: &History) -> Result<Verdict, String> {
         let what = "the replicas did not become equal after all was healed".to_owned();
         offences.push(Offence { what, operations: end.unmet.clone() });
     }
+    for trouble in &end.troubles {
+        offences.push(Offence { what: trouble.clone(), operations: Vec::new() });
+    }
+    let unread: Vec<String> = history
+        .finals
+        .iter()
+        .filter_map(|last| Some(format!("{} at {}: {}", last.key, last.node, last.error.as_ref()?)))
+        .collect();
+    if !unread.is_empty() {
+        offences
+            .push(Offence { what: "what some nodes have in the end could not be read".to_owned(), operations: unread });
+    }
+    let nonsense = |op: &&Op| op.verb == Verb::Get && op.status == Some(200) && op.result == Fate::Fail;
+    let nonsense: Vec<String> = history.ops.iter().filter(nonsense).map(op_text).collect();
+    if !nonsense.is_empty() {
+        offences.push(Offence { what: "reads were answered with what nobody wrote".to_owned(), operations: nonsense });
+    }
     let context_quiet = end.quiet_context.as_ref().map(String::len);
     if context_quiet.is_some_and(|length| length > QUIET_CONTEXT_MAX) {
         let what = format!("a context stays longer than {QUIET_CONTEXT_MAX} characters in the quiet cluster");

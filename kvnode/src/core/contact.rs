@@ -17,7 +17,7 @@ use crate::wire::ident::{Addr, Epoch, Incarnation};
 use crate::wire::peer::{Batch, Message, Move, Progress, Report, Stage};
 
 /// Bytes of messages after which a batch is full. One message may go beyond it.
-pub(super) const BATCH_WEIGHT_MAX: usize = 1 << 20;
+const BATCH_WEIGHT_MAX: usize = 1 << 20;
 /// Identifiers of forwards that are remembered per peer, to act on none of them twice.
 const FORWARDS_REMEMBERED: usize = 8_192;
 
@@ -96,6 +96,13 @@ impl Peer {
         self.queue.iter().any(|message| matches!(message, Message::Answered { .. }))
     }
 
+    /// Whether what it has asked for to catch up waits for it.
+    pub fn has_bulk_waiting(&self) -> bool {
+        let is_bulk =
+            |message: &Message| matches!(message, Message::RepairData { .. } | Message::Writes { pulled: true, .. });
+        self.queue.iter().any(is_bulk)
+    }
+
     /// Takes a forward out of the queue if it was not handed to the link yet.
     pub fn recall_forward(&mut self, forward: u64) -> bool {
         let at = self.queue.iter().position(|m| matches!(m, Message::Forward { id, .. } if *id == forward));
@@ -125,6 +132,8 @@ impl Peer {
             newest_life: newest,
             wall_offset_ms: heard.wall_offset_ms,
             was_in_view: heard.was_in_view,
+            // What it was to compare it may not have compared yet.
+            compares: heard.compares,
             ..Self::default()
         };
     }
@@ -281,6 +290,7 @@ impl Core {
             Message::Held { origin, seq, beyond } => self.held(from, origin, seq, Some(beyond)),
             Message::Pull { have, floors } => self.pull_asked(from, &have, &floors),
             Message::Behind => self.told_behind(from),
+            Message::Compared => self.compared_by(from),
             _ => {}
         }
         Ok(())

@@ -15,6 +15,8 @@ pub struct Cursor {
     held: u64,
     /// When an acknowledgement came, or began to be waited for.
     moved_ms: u64,
+    /// What it held when a gap was last seen. Sent again once: what it has no room for until other writes come would go round.
+    gap_at: Option<u64>,
     /// What it lacks next is not in the log any more: it was told, and gets nothing until it has caught up in another way.
     is_behind: bool,
 }
@@ -56,7 +58,8 @@ impl Cursor {
         }
         self.sent = self.sent.max(self.held);
         // An older acknowledgement may have been late.
-        if gap && held == self.held {
+        if gap && held == self.held && self.gap_at != Some(held) {
+            self.gap_at = Some(held);
             self.go_back();
             return true;
         }
@@ -95,6 +98,19 @@ mod tests {
         assert!(!cursor.acknowledge(0, Some(0), 7), "once: it may wait for something else");
         assert!(!cursor.acknowledge(12, Some(0), 8));
         assert!(!cursor.lacks(12) && cursor.lacks(13));
+    }
+
+    #[test]
+    fn a_gap_that_stays_is_left_to_time() {
+        let mut cursor = Cursor::default();
+        cursor.send(10, 0);
+        cursor.send(12, 5);
+        assert!(cursor.acknowledge(0, Some(4), 6));
+        // It has room for no more than four until something else comes.
+        cursor.send(10, 6);
+        cursor.send(12, 7);
+        assert!(!cursor.acknowledge(0, Some(4), 8));
+        assert!(cursor.give_up_waiting(6 + RESEND_MS));
     }
 
     #[test]

@@ -279,6 +279,11 @@ impl Core {
         Some(node) != self.me && self.peer_of(node).is_none_or(silent)
     }
 
+    /// The life in which this node's data began.
+    pub fn birth(&self) -> Incarnation {
+        self.birth
+    }
+
     /// Whether this node leads, and the voters are those that the topology asks for, in their present lives.
     pub fn leads_the_electors(&self) -> bool {
         self.consensus.as_ref().is_some_and(|consensus| consensus.is_leader() && consensus.is_elected_as_planned())

@@ -461,9 +461,10 @@ impl Core {
         self.replica.as_ref().is_some_and(|replica| replica.stage == Stage::Serving)
     }
 
-    /// Whether more than a batch waits for a peer already. It asks again for what it needs; to answer every time would fill memory.
+    /// Whether an answer to a pull or a repair waits for a peer already. It asks again for what it needs; to answer every time would
+    /// fill memory.
     fn is_clogged(&self, peer: &Addr) -> bool {
-        self.peers.get(peer).is_some_and(|peer| peer.queue_weight() > contact::BATCH_WEIGHT_MAX)
+        self.peers.get(peer).is_some_and(Peer::has_bulk_waiting)
     }
 
     fn send(&mut self, to: &Addr, message: Message) {

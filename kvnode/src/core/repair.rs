@@ -188,6 +188,13 @@ impl Core {
         }
     }
 
+    /// A mate has compared all that it has with what there is here.
+    pub(super) fn compared_by(&mut self, from: &Addr) {
+        if let Some(peer) = self.peers.get_mut(from) {
+            peer.compares = Compares::Unneeded;
+        }
+    }
+
     /// What this node has of a shard of a layout, and whether that is all that was ever stable in it.
     fn source(&self, scope: Scope) -> Option<(&Vector, bool)> {
         let replica = self.replica.as_ref()?;
@@ -215,10 +222,6 @@ impl Core {
             clock: self.inventory.clock.last(),
             digests: slots_in(runs).map(|slot| self.inventory.digest(slot)).collect(),
         };
-        let of_own_shard = replica.shard == Some(scope.shard);
-        if let Some(peer) = self.peers.get_mut(from).filter(|_| of_own_shard) {
-            peer.compares = Compares::Unneeded;
-        }
         self.send(from, message);
     }
 
@@ -440,6 +443,7 @@ impl Core {
             self.filled_by(repair);
             return self.fill_step();
         }
+        self.send(&repair.peer, Message::Compared);
         self.reason.clear();
         self.notice_lag(&repair.peer);
         self.deliver_waiting()?;

@@ -164,6 +164,7 @@ impl Core {
             }
             return Ok(());
         }
+        let before = self.replica.as_ref().filter(|_| pulled).map(|replica| replica.applied.clone());
         for write in writes {
             if !self.is_written_off(from, write.version.dot.origin) {
                 self.deliver(write)?;
@@ -179,8 +180,11 @@ impl Core {
         }
         if pulled && let Some(peer) = self.peers.get_mut(from) {
             peer.pulled_ms = None;
-            // What did not fit into the answer; what is newer comes by itself.
-            if self.peers.get(from).and_then(|peer| peer.lag.as_ref()).is_some_and(|lag| self.lacks_any(&lag.goal)) {
+            // What did not fit into the answer; what is newer comes by itself. An answer of no use would be the same again.
+            let is_of_use = self.replica.as_ref().map(|replica| &replica.applied) != before.as_ref();
+            if is_of_use
+                && self.peers.get(from).and_then(|peer| peer.lag.as_ref()).is_some_and(|lag| self.lacks_any(&lag.goal))
+            {
                 self.pull(from);
             }
         }

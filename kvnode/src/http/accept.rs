@@ -60,9 +60,8 @@ pub async fn serve(listener: TcpListener, front: Arc<Front>, mut closing: watch:
                 match connections.clone().try_acquire_owned() {
                     Ok(permit) => drop(tokio::spawn(connection(stream, caller(permit), true))),
                     Err(_) => {
-                        let Ok(telling) = refusals.clone().try_acquire_owned() else { continue };
                         let peer = peers.clone().try_acquire_owned().ok().map(caller);
-                        tokio::spawn(beyond_the_bound(stream, peer, telling));
+                        tokio::spawn(beyond_the_bound(stream, peer, refusals.clone()));
                     }
                 }
             }
@@ -130,13 +129,13 @@ async fn connection(stream: TcpStream, caller: Arc<Caller>, keep_alive: bool) {
 
 /// A connection beyond the bound. Another node's is served all the same, or clients that hold all places could keep the nodes from
 /// talking; others are told, without letting that grow into a second crowd.
-async fn beyond_the_bound(mut stream: TcpStream, peer: Option<Arc<Caller>>, telling: OwnedSemaphorePermit) {
+async fn beyond_the_bound(mut stream: TcpStream, peer: Option<Arc<Caller>>, refusals: Arc<Semaphore>) {
     if let Some(caller) = peer
         && timeout(REFUSAL_TIME, is_of_a_node(&stream)).await.is_ok_and(|is| is)
     {
-        drop(telling);
         return connection(stream, caller, false).await;
     }
+    let Ok(_telling) = refusals.try_acquire_owned() else { return };
     let answer = canned(StatusCode::SERVICE_UNAVAILABLE, "Too many connections");
     let talk = async {
         stream.write_all(&answer).await?;

@@ -192,6 +192,8 @@ pub enum Message {
     },
     /// "My log does not reach back to what you lack: repair from my store."
     Behind,
+    /// "I have compared all that I have of our shard with what you have."
+    Compared,
 
     /// "Give me these slots as the shard has them in that epoch."
     RepairStart {

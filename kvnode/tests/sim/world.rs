@@ -530,7 +530,14 @@ impl World {
 
     /// Whether those vote that the topology wants to.
     pub fn votes_are_as_planned(&self) -> bool {
-        self.nodes.iter().filter_map(|node| node.core.as_ref()).any(Core::leads_the_electors)
+        let Some(topology) = self.topology() else { return false };
+        // A leader may not have heard yet that one has lost its data.
+        let known = |(node, birth): (&NodeId, &Incarnation)| {
+            let addr = topology.nodes.get(node);
+            addr.and_then(|addr| self.core(self.index_of(addr))).is_none_or(|core| core.birth() == *birth)
+        };
+        let all_known = topology.births.iter().all(known);
+        all_known && self.nodes.iter().filter_map(|node| node.core.as_ref()).any(Core::leads_the_electors)
     }
 
     /// Whether a request of an operator is not decided yet.

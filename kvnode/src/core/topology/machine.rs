@@ -151,11 +151,14 @@ impl Topology {
                 (node, false)
             }
         };
-        let back = birth.is_none() && self.leaving.remove(&node).is_some();
+        let back = if birth.is_none() { self.leaving.remove(&node) } else { None };
+        if let Some(job) = back {
+            self.ended(job, node, Ended::Aborted);
+        }
         if let Some(birth) = birth {
             self.births.insert(node, birth);
         }
-        Ok(if known && !back { Outcome::Already } else { DONE })
+        Ok(if known && back.is_none() { Outcome::Already } else { DONE })
     }
 
     /// What keeps a change of the layout from beginning.
@@ -204,8 +207,21 @@ impl Topology {
             self.doomed.insert(node);
             return Ok(Outcome::Started { job, warnings: Vec::new() });
         }
+        if !self.has_part(node) {
+            return Ok(self.dismiss(node));
+        }
         self.free()?;
         self.begin_removal(node)
+    }
+
+    /// Whether a node is in the layout, or in the one before or after it.
+    fn has_part(&self, node: NodeId) -> bool {
+        let other = match &self.transition {
+            Transition::Steady => None,
+            Transition::Copying { target, .. } => Some(target),
+            Transition::Settling { from, .. } => Some(from),
+        };
+        [Some(&self.layout), other].into_iter().flatten().any(|layout| layout.shard_of_node(node).is_some())
     }
 
     fn begin_removal(&mut self, node: NodeId) -> Decision {
@@ -232,10 +248,15 @@ impl Topology {
     fn forget_leaving(&mut self, node: NodeId) -> Outcome {
         let Some(job) = self.leaving.remove(&node) else { return Outcome::Already };
         self.forget(node);
-        if self.last.as_ref().is_none_or(|(last, _)| last.job < job) {
-            self.last = Some((Change { job, kind: ChangeKind::Remove(node) }, Ended::Done));
-        }
+        self.ended(job, node, Ended::Done);
         DONE
+    }
+
+    /// Remembers how the removal of a node in no shard ended, unless a later change has ended already.
+    fn ended(&mut self, job: u32, node: NodeId, how: Ended) {
+        if self.last.as_ref().is_none_or(|(last, _)| last.job < job) {
+            self.last = Some((Change { job, kind: ChangeKind::Remove(node) }, how));
+        }
     }
 
     fn forget(&mut self, node: NodeId) {

@@ -318,6 +318,7 @@ mod tests {
         assert_eq!(topology.spare(), []);
         topology.apply(None, &join);
         assert_eq!(topology.spare(), [node]);
+        assert!(matches!(topology.last, Some((_, Ended::Aborted))), "whoever waits for the removal is told");
         topology.apply(None, &Proposal::Forget { node });
         assert!(topology.nodes.contains_key(&node), "it stays");
         topology.apply(None, &Proposal::Remove { addr: addr.clone(), dead: false });
@@ -327,6 +328,18 @@ mod tests {
         topology.apply(None, &join);
         topology.apply(None, &Proposal::Remove { addr, dead: true });
         assert_eq!(topology.nodes.len(), 3);
+    }
+
+    /// A change that is being finished may wait for the vote of a spare that is lost.
+    #[test]
+    fn a_spare_may_go_while_a_change_settles() {
+        let mut topology = settling();
+        let spare: Addr = "10.10.0.10:8090".parse().unwrap();
+        topology.apply(None, &Proposal::Join { addr: spare.clone(), birth: Some(Incarnation(10)) });
+        let request = RequestId { node: NodeId(1), life: Incarnation(1), number: 1 };
+        topology.apply(Some(request), &Proposal::Remove { addr: spare, dead: true });
+        assert!(matches!(topology.outcome_of(request), Some(Outcome::Started { .. })));
+        assert!(topology.from().is_some() && !topology.leaving().is_empty());
     }
 
     #[test]
