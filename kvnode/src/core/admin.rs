@@ -71,7 +71,7 @@ pub enum JobState {
     },
     Done,
     Aborted,
-    /// So long ago that it is not remembered.
+    /// This node has not heard of it.
     Unknown,
 }
 

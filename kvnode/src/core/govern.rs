@@ -315,7 +315,8 @@ impl Core {
         match &topology.last {
             Some((change, Ended::Done)) if change.job == job => JobState::Done,
             Some((change, Ended::Aborted)) if change.job == job => JobState::Aborted,
-            Some((change, _)) if change.job > job => JobState::Done,
+            // It ended, and another after it: which is remembered does not go by their numbers.
+            _ if topology.has_begun(job) => JobState::Done,
             _ => JobState::Unknown,
         }
     }

@@ -214,6 +214,11 @@ impl Topology {
         self.decided.iter().find(|(id, _)| *id == request).map(|(_, outcome)| outcome)
     }
 
+    /// Whether a change of this number was ever begun, as far as is known here.
+    pub fn has_begun(&self, job: u32) -> bool {
+        job <= self.jobs
+    }
+
     /// Nodes in no shard that stay.
     pub fn spare(&self) -> Vec<NodeId> {
         let is_spare = |node: &NodeId| self.layout.shard_of_node(*node).is_none() && !self.leaving.contains_key(node);
