@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -247,7 +248,7 @@ impl Base {
         let base = Self { label: format!("kvctl.test={name}"), name };
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("base.tar");
-        let mut archive = tar::Builder::new(std::fs::File::create(&path).expect("a file"));
+        let mut archive = tar::Builder::new(File::create(&path).expect("a file"));
         // Docker does not know sparse entries.
         archive.sparse(false);
         let mut add = |from: &Path, to: &str| {
@@ -450,29 +451,52 @@ struct Journal {
     offences: Vec<String>,
 }
 
+/// The node that is not asked because it is dead or about to be, and how often there was one: an operation that began before
+/// it died may end when it is back.
+#[derive(Clone, Default)]
+struct Outage {
+    node: Option<String>,
+    count: usize,
+}
+
+/// Tells the sessions to end, even where the test ends in a panic and would wait for them.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// One session that writes new keys through some nodes and reads them back through others, until told to stop. A write whose
 /// answer is lost with the node that was asked counts for nothing; a key that was acknowledged must be found.
-fn work(index: usize, endpoints: &[String], down: &Mutex<Option<String>>, stop: &AtomicBool) -> Journal {
+fn work(index: usize, endpoints: &[String], outage: &Mutex<Outage>, stop: &AtomicBool) -> Journal {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let (mut session, mut journal) = (Session::default(), Journal::default());
+    let look = || outage.lock().unwrap_or_else(PoisonError::into_inner).clone();
     for number in 0.. {
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let skip = down.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let nodes: Vec<&String> = endpoints.iter().filter(|&node| Some(node) != skip.as_ref()).collect();
+        let before = look();
+        let met_one = || before.node.is_some() || look().count != before.count;
+        let nodes: Vec<&String> = endpoints.iter().filter(|&node| Some(node) != before.node.as_ref()).collect();
         let client = |offset: usize| Client::new(vec![nodes[(number * 5 + offset) % nodes.len()].clone()]);
         let key = format!("load-{index}-{number}");
         let value = serde_json::value::to_raw_value(&number).expect("a number");
         match runtime.block_on(client(index).put(&key, &value, &mut session)) {
             Ok(answer) if answer.is_success() => journal.acknowledged.push((key.clone(), number)),
             // The node that was killed, or the one that passed the write on to it.
-            _ if skip.is_some() => continue,
+            Ok(_) if met_one() => continue,
             Ok(answer) => {
                 journal.offences.push(format!("put {key}: {}", answer.error()));
                 continue;
             }
-            Err(_) => continue,
+            Err(_) if met_one() => continue,
+            Err(error) => {
+                journal.offences.push(format!("put {key}: {error}"));
+                continue;
+            }
         }
         match runtime.block_on(client(index + 3).get(&key, &mut session)) {
             Ok(answer) if answer.is_success() => {
@@ -480,9 +504,10 @@ fn work(index: usize, endpoints: &[String], down: &Mutex<Option<String>>, stop: 
                     journal.offences.push(format!("get {key}: {}", answer.json()));
                 }
             }
-            Ok(answer) if answer.status == 503 && skip.is_some() => {}
+            Ok(answer) if answer.status == 503 && met_one() => {}
             Ok(answer) => journal.offences.push(format!("get {key}: {}", answer.error())),
-            Err(_) => {}
+            Err(_) if met_one() => {}
+            Err(error) => journal.offences.push(format!("get {key}: {error}")),
         }
     }
     journal
@@ -499,32 +524,39 @@ fn resharding_under_load_with_a_node_killed_on_the_way() {
     cluster.ok(&["node", "add", "grace"]);
     let endpoints = cluster.endpoints();
     assert_eq!(endpoints.len(), 7);
-    let (down, stop) = (Mutex::new(None), AtomicBool::new(false));
+    let (outage, stop) = (Mutex::new(Outage::default()), AtomicBool::new(false));
     let journals: Vec<Journal> = std::thread::scope(|scope| {
+        let ends = Stop(&stop);
         let loads: Vec<_> = (0..4)
             .map(|index| {
                 scope.spawn({
-                    let (endpoints, down, stop) = (&endpoints, &down, &stop);
-                    move || work(index, endpoints, down, stop)
+                    let (endpoints, outage, stop) = (&endpoints, &outage, &stop);
+                    move || work(index, endpoints, outage, stop)
                 })
             })
             .collect();
         cluster.ok(&["reshard", "3", "--yes"]);
         assert_eq!(cluster.ok(&["shard", "ids"]).lines().count(), 3);
-        // The way back, with a node that dies as soon as it has begun.
-        let mut back = cluster.command(&["reshard", "2", "--yes"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        *down.lock().unwrap_or_else(PoisonError::into_inner) = Some(endpoints[1].clone());
+        // The way back, with a node that dies as soon as it has begun. Before that, it may be the one that is asked to begin.
+        let change = || -> serde_json::Value {
+            serde_json::from_str(&cluster.ok(&["reshard", "status", "-o", "json"])).expect("one document")
+        };
+        let there = change();
+        let errors = cluster.home().join("back");
+        let mut back = cluster.command(&["reshard", "2", "--yes"]);
+        let mut back =
+            back.stdout(Stdio::null()).stderr(File::create(&errors).expect("a file")).spawn().expect("kvctl starts");
+        until("the way back has begun", || {
+            change()["job"] != there["job"] || back.try_wait().expect("a state").is_some()
+        });
+        *outage.lock().unwrap_or_else(PoisonError::into_inner) = Outage { node: Some(endpoints[1].clone()), count: 1 };
         cluster.ok(&["node", "kill", "bob"]);
         cluster.up();
-        *down.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let ended = back.as_mut().expect("kvctl starts").wait().expect("kvctl ends");
-        assert!(ended.success() || ended.code() == Some(1), "{ended}");
-        until("the way back is done", || {
-            let status: serde_json::Value =
-                serde_json::from_str(&cluster.ok(&["reshard", "status", "-o", "json"])).expect("one document");
-            status["phase"] == "done"
-        });
-        stop.store(true, Ordering::Relaxed);
+        outage.lock().unwrap_or_else(PoisonError::into_inner).node = None;
+        let ended = back.wait().expect("kvctl ends");
+        assert!(ended.success(), "{ended}: {}", std::fs::read_to_string(&errors).expect("UTF-8"));
+        assert_eq!(change()["phase"], "done");
+        drop(ends);
         loads.into_iter().map(|load| load.join().expect("a session ends")).collect()
     });
     let offences: Vec<&String> = journals.iter().flat_map(|journal| &journal.offences).collect();
