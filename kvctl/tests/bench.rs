@@ -29,6 +29,7 @@ fn a_run_counts_what_it_did() {
     assert!(get > put && put > delete && delete > 0, "{report}");
     assert_eq!(get + put + delete, count("all"));
     assert_eq!(report["operations"].as_u64(), Some(count("all")), "nothing fails: {report}");
+    assert!(["get", "put", "delete", "all"].iter().all(|kind| report["answered"][kind] == count(kind)), "{report}");
     assert!(report["errors"].as_object().is_some_and(serde_json::Map::is_empty), "{report}");
     assert!(report["cpu"]["servers-us"].as_f64().is_some_and(|us| us > 0.0), "the nodes run here: {report}");
     assert_eq!(report["cpu"]["nodes-us"].as_object().map(serde_json::Map::len), Some(6));

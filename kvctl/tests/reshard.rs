@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 use support::mock::Mock;
-use support::{Said, hear, interrupt};
+use support::{Said, hear, interrupt, unread};
 
 const DRY: &str = "PUT /shard/reshard?dry-run=true";
 const BEGIN: &str = "PUT /shard/reshard?wait=false";
@@ -131,6 +131,17 @@ fn a_reshard_is_watched_to_its_end_and_gives_a_receipt() {
     assert_eq!((&document["job"], &document["phase"], &document["epoch"]), (&json!(3), &json!("done"), &json!(2)));
     assert_eq!((&document["receipt"]["keys-before"], &document["receipt"]["keys"]), (&json!(600), &json!(600)));
     assert_eq!(document["receipt"]["converged"], true);
+}
+
+/// The plan is the first thing that is printed, and there is more to be done.
+#[test]
+fn a_reader_that_goes_away_stops_nothing_half_way() {
+    let mock = resharding("unread", 60, PHASES);
+    let said: Said =
+        mock.cluster.command(&["reshard", "3", "--yes"]).stdout(unread()).output().expect("it starts").into();
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(changes(&mock).len(), 2, "the plan was asked for, and the change");
+    assert!(said.err.contains("settling"), "it is watched to its end: {said:?}");
 }
 
 #[test]

@@ -49,6 +49,10 @@ fn members_of_the_view_are_added_and_removed() {
 
     mock.answer("DELETE /view", 404, json!({ "error": "View has no such replica" }));
     assert_eq!(mock.cluster.run(&["view", "remove", &grace]).code, 3);
+    assert!(!state().contains("grace"));
+    mock.cluster.run(&["view", "add", "frank"]);
+    assert_eq!(mock.cluster.run(&["view", "remove", "frank"]).code, 3);
+    assert!(state().contains("removed"), "an earlier command had not waited for the answer");
     mock.answer("DELETE /view", 409, json!({ "error": "the last replica of s2" }));
     let said = mock.cluster.run(&["view", "remove", "dave"]);
     assert!(said.code == 5 && said.err.contains("the last replica of s2"), "{said:?}");

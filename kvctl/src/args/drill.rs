@@ -34,10 +34,11 @@ pub struct DrillArgs {
     /// How long to wait for all replicas to be equal once all is healed
     #[arg(long, value_name = "TIME", value_parser = super::topology::time, default_value = "60s")]
     pub timeout: Duration,
-    /// Where every operation is kept, as JSON lines (see ARCHITECTURE.md) [default: drill-SEED.jsonl]
+    /// Where every operation is kept, as JSON lines (see ARCHITECTURE.md) [default: drill-SEED.jsonl, or
+    /// drill-SEED-2.jsonl where there is one]
     #[arg(long, value_name = "FILE")]
     pub history: Option<PathBuf>,
-    /// Where the report goes, one HTML page [default: drill-SEED.html]
+    /// Where the report goes, one HTML page [default: beside the history]
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
     /// Judge a history that was kept, and touch no cluster
@@ -46,7 +47,7 @@ pub struct DrillArgs {
     /// Don't ask
     #[arg(long, short)]
     pub yes: bool,
-    /// Make a cluster for this drill alone, with the options below; it goes when the drill is over, unless a promise was broken
+    /// Make a cluster for this drill alone, with the options below; it goes when the drill is over, unless something failed
     #[arg(long)]
     pub fresh: bool,
     #[command(flatten, next_help_heading = "The cluster of --fresh")]

@@ -38,13 +38,16 @@ pub struct Report {
     pub unsent: u64,
     pub errors: BTreeMap<String, u64>,
     pub cpu: Cpu,
-    /// In µs, from the moment an operation was due; operations that don't occur are absent, `all` never is.
+    /// Operations of each kind that were answered as asked.
+    pub answered: BTreeMap<&'static str, u64>,
+    /// In µs, from the moment an operation was due; operations that don't occur are absent, `all` never is. Those that timed out
+    /// or could not be begun count with the time they waited.
     pub latency_us: BTreeMap<&'static str, Latency>,
     /// In µs, from the moment an operation was sent.
     pub service_us: Latency,
 }
 
-/// CPU time per operation, in µs; `None` where it can't be read.
+/// CPU time per operation that was answered as asked, in µs; `None` where it can't be read or there is none.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Cpu {
@@ -106,13 +109,18 @@ impl Report {
     pub fn new(args: &BenchArgs, nodes: Vec<String>, tally: &Tally, measured: &Measured) -> Self {
         let seconds = measured.time.as_secs_f64();
         let operations = tally.ended - tally.failed();
-        let each = |used: Duration| (used.as_secs_f64() * 1e8 / tally.ended.max(1) as f64).round() / 100.0;
-        let servers = measured.all_servers.then(|| each(measured.servers.values().sum()));
+        let each = |used: Duration| {
+            let us = used.as_secs_f64() * 1e6 / operations as f64;
+            (operations > 0).then_some((us * 100.0).round() / 100.0)
+        };
+        let servers = measured.all_servers.then(|| each(measured.servers.values().sum())).flatten();
+        let mut answered = BTreeMap::from([("all", operations)]);
         let mut latency_us = BTreeMap::from([("all", Latency::of(&tally.overall()))]);
         for operation in Operation::ALL {
             let times = tally.latency(operation);
             if !times.is_empty() {
                 latency_us.insert(operation.name(), Latency::of(times));
+                answered.insert(operation.name(), tally.answered(operation));
             }
         }
         Self {
@@ -135,9 +143,14 @@ impl Report {
             errors: tally.errors.clone(),
             cpu: Cpu {
                 servers_us: servers,
-                nodes_us: measured.servers.iter().map(|(name, used)| (name.clone(), each(*used))).collect(),
-                client_us: measured.client.map(each),
+                nodes_us: measured
+                    .servers
+                    .iter()
+                    .filter_map(|(name, used)| Some((name.clone(), each(*used)?)))
+                    .collect(),
+                client_us: measured.client.and_then(each),
             },
+            answered,
             latency_us,
             service_us: Latency::of(tally.service()),
         }
@@ -158,12 +171,13 @@ impl Report {
     /// For people.
     pub fn show(&self) {
         let order = ["get", "put", "delete", "all"];
-        let of_kind = |name| self.latency_us.get(name).map(|latency| (name, latency));
-        let mut rows: Vec<Vec<String>> = order.into_iter().filter_map(of_kind).map(|one| self.row(one)).collect();
+        let answered = |name| self.answered.get(name).copied().unwrap_or(0);
+        let of_kind = |name| self.latency_us.get(name).map(|latency| self.row(name, answered(name), latency));
+        let mut rows: Vec<Vec<String>> = order.into_iter().filter_map(of_kind).collect();
         if self.rate.is_some() {
-            rows.push(self.row(("all, once sent", &self.service_us)));
+            rows.push(self.row("all, once sent", self.operations, &self.service_us));
         }
-        table(&["OPERATION", "COUNT", "PER SECOND", "P50", "P90", "P99", "P99.9", "P99.99", "MAX"], rows);
+        table(&["OPERATION", "ANSWERED", "PER SECOND", "P50", "P90", "P99", "P99.9", "P99.99", "MAX"], rows);
         let cut = if self.interrupted { ", interrupted" } else { "" };
         line(&format!("\n{:.1}/s in {:.1} s{cut}: {}", self.per_second, self.seconds, self.workload()));
         line(&self.cpu_text());
@@ -181,10 +195,10 @@ impl Report {
         }
     }
 
-    fn row(&self, (name, latency): (&str, &Latency)) -> Vec<String> {
-        let rate = if self.seconds > 0.0 { latency.count as f64 / self.seconds } else { 0.0 };
+    fn row(&self, name: &str, answered: u64, latency: &Latency) -> Vec<String> {
+        let rate = if self.seconds > 0.0 { answered as f64 / self.seconds } else { 0.0 };
         let times = [latency.p50, latency.p90, latency.p99, latency.p99_9, latency.p99_99, latency.max];
-        let mut row = vec![name.to_owned(), latency.count.to_string(), format!("{rate:.0}")];
+        let mut row = vec![name.to_owned(), answered.to_string(), format!("{rate:.0}")];
         row.extend(times.map(time_text));
         row
     }

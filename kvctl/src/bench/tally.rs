@@ -62,6 +62,7 @@ fn record(histogram: &mut Histogram<u64>, time: Duration) {
 pub struct Tally {
     latency: [Histogram<u64>; 3],
     service: Histogram<u64>,
+    answered: [u64; 3],
     pub missing: u64,
     /// Due, and not begun when the time was over.
     pub unsent: u64,
@@ -75,6 +76,7 @@ impl Tally {
         Self {
             latency: [histogram(), histogram(), histogram()],
             service: histogram(),
+            answered: [0; 3],
             missing: 0,
             unsent: 0,
             errors: BTreeMap::new(),
@@ -89,8 +91,11 @@ impl Tally {
         match outcome {
             Outcome::Failed(kind) => return self.count_error(kind),
             Outcome::TimedOut => self.count_error("timed out".into()),
-            Outcome::Missing => self.missing += 1,
-            Outcome::Done => {}
+            Outcome::Missing => {
+                self.answered[operation as usize] += 1;
+                self.missing += 1;
+            }
+            Outcome::Done => self.answered[operation as usize] += 1,
         }
         record(&mut self.latency[operation as usize], times.latency);
         record(&mut self.service, times.service);
@@ -109,6 +114,11 @@ impl Tally {
 
     pub fn failed(&self) -> u64 {
         self.errors.values().sum()
+    }
+
+    /// Those that were answered as asked. The histogram has those that timed out or could not be begun, too.
+    pub fn answered(&self, operation: Operation) -> u64 {
+        self.answered[operation as usize]
     }
 
     pub fn latency(&self, operation: Operation) -> &Histogram<u64> {
@@ -188,5 +198,6 @@ mod tests {
         assert!(near(tally.overall().max(), 900) && tally.overall().len() == 102);
         assert!(near(tally.service().max(), 1) && tally.service().len() == 101);
         assert_eq!((tally.missing, tally.unsent, tally.failed(), tally.ended), (1, 1, 1, 101));
+        assert_eq!(Operation::ALL.map(|operation| tally.answered(operation)), [100, 0, 0]);
     }
 }

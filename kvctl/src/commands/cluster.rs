@@ -14,7 +14,7 @@ use crate::error::{Code, Failure, Result};
 use crate::goal::Goal;
 use crate::interrupt::Interrupt;
 use crate::observe::{LOOK_TIMEOUT, Observer};
-use crate::render::{Progress, confirm, line, show, table, write_out};
+use crate::render::{Progress, confirm, line, show, stream_out, table};
 use crate::runtime::{self, NodeState, Runtime};
 use crate::state::{Record, RuntimeKind};
 
@@ -34,7 +34,7 @@ async fn logs(context: &Context, name: &str, follow: bool) -> Result<()> {
     let (record, runtime) = context.runtime().await?;
     let node = record.spec.node(name)?;
     if context.output == Output::Text {
-        return runtime.logs(&node, follow, &mut write_out).await;
+        return runtime.logs(&node, follow, &mut stream_out).await;
     }
     if follow {
         return Err(Failure::usage("--follow has no end and --output json is one document: choose one"));

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::{Context, refused};
 use crate::args::{DataArgs, Output};
 use crate::error::{Failure, Result};
-use crate::render::{line, show};
+use crate::render::{line, show, stream_out};
 use crate::state::SessionFile;
 
 /// Keys asked for at a time.
@@ -100,7 +100,7 @@ pub async fn keys(context: &Context, prefix: &str, limit: Option<usize>, args: &
         let keys = json.get("keys").and_then(Value::as_array).cloned().unwrap_or_default();
         let keys: Vec<String> = keys.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect();
         if context.output == Output::Text {
-            keys.iter().for_each(|key| line(key));
+            keys.iter().for_each(|key| stream_out(format!("{key}\n").as_bytes()));
         }
         all.extend(keys);
         match json.get("cursor").and_then(Value::as_str) {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,7 +19,7 @@ use crate::drill::inject::{Injector, probe, shards_at};
 use crate::drill::report;
 use crate::drill::schedule::{self, Planned};
 use crate::drill::verdict::{self, Verdict};
-use crate::drill::workload::{Load, Target};
+use crate::drill::workload::{Load, Target, think_ms_max};
 use crate::error::{Code, Failure, Result};
 use crate::goal::Goal;
 use crate::interrupt::Interrupt;
@@ -47,6 +48,7 @@ pub async fn run(context: &Context, args: &DrillArgs) -> Result<()> {
 async fn fresh(context: &Context, args: &DrillArgs) -> Result<()> {
     let name = if context.name == DEFAULT_NAME { FRESH_NAME } else { &context.name };
     let context = Context { name: name.to_owned(), output: context.output, state: StateDir::of(name)? };
+    let interrupt = Interrupt::listen()?;
     let made = {
         let _lock = context.state.lock()?;
         if context.state.load()?.is_some() {
@@ -56,7 +58,7 @@ async fn fresh(context: &Context, args: &DrillArgs) -> Result<()> {
             return Err(Failure::new(Code::Conflict, text));
         }
         let up = UpArgs { drill: true, ..args.up.clone() };
-        let made = bring_up(&context, &up, None, &Interrupt::listen()?).await;
+        let made = bring_up(&context, &up, None, &interrupt).await;
         if made.is_err() {
             context.state.forget(true)?;
         }
@@ -64,7 +66,8 @@ async fn fresh(context: &Context, args: &DrillArgs) -> Result<()> {
     };
     let (_, runtime) = made?;
     let done = drill(&context, args, false).await;
-    if done.as_ref().is_err_and(|failure| failure.code == Code::Broken) {
+    // What failed may show there why, unless it is the user who broke it off or asked for what there is not.
+    if done.as_ref().is_err_and(|failure| failure.code != Code::Usage) && interrupt.check().is_ok() {
         say(&format!("the cluster '{name}' is kept for a look; `kvctl cluster down --name {name}` takes it down"));
         return done;
     }
@@ -100,14 +103,30 @@ async fn drill(context: &Context, args: &DrillArgs, asks: bool) -> Result<()> {
         let question = format!("Inject these faults into cluster '{}'? [y/N] ", context.name);
         confirm(&question, "this makes nodes fail on purpose; say --yes, or --fresh for a cluster of its own")?;
     }
-    let or_default = |given: &Option<PathBuf>, ending: &str| {
-        given.clone().unwrap_or_else(|| PathBuf::from(format!("drill-{}.{ending}", plan.seed)))
+    let fail = |path: &Path, error: std::io::Error| Failure::environment(format!("{}: {error}", path.display()));
+    let (path, file) = match &args.history {
+        Some(path) => (path.clone(), File::create(path).map_err(|error| fail(path, error))?),
+        None => unused(&format!("drill-{}", plan.seed)).map_err(|(path, error)| fail(&path, error))?,
     };
-    let (path, page) = (or_default(&args.history, "jsonl"), or_default(&args.report, "html"));
-    let file = File::create(&path).map_err(|error| Failure::environment(format!("{}: {error}", path.display())))?;
+    let page = args.report.clone().unwrap_or_else(|| path.with_extension("html"));
     let history = carry_out(args, &record, &runtime, &nodes, &targets, &plan, (file, &path)).await?;
     say(&format!("history: {}, report: {}", path.display(), page.display()));
     tell(context, &history, Some(&page))
+}
+
+/// A new file for a history: an earlier drill of the same seed keeps its own.
+fn unused(name: &str) -> std::result::Result<(PathBuf, File), (PathBuf, std::io::Error)> {
+    let mut path = PathBuf::from(format!("{name}.jsonl"));
+    for number in 2.. {
+        match File::create_new(&path) {
+            Ok(file) => return Ok((path, file)),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                path = PathBuf::from(format!("{name}-{number}.jsonl"));
+            }
+            Err(error) => return Err((path, error)),
+        }
+    }
+    unreachable!("there are more numbers than files")
 }
 
 /// Judges, writes the page, and says what came out.
@@ -212,7 +231,8 @@ async fn carry_out(
     let recorder = RefCell::new(Recorder::new(file, head));
     let now_ms = || recorder.borrow().now_ms();
     let progress = Progress::waiting();
-    let load = Load::new(targets, &keys, &recorder);
+    let think = think_ms_max(u64::from(args.sessions), args.duration);
+    let load = Load::new(targets, &keys, &recorder, think);
     let mut injector =
         Injector::new(record, runtime, nodes, targets, &recorder, &interrupt, &progress, plan.seed, plan.shards);
     let clients = join_all(

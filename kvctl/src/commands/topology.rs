@@ -54,12 +54,15 @@ async fn remove(context: &Context, address: &str, limit: Duration, via: &Via) ->
         _ => client_of(&record, &runtime, via).await?,
     };
     let body = json!({ "socket-address": address });
-    let answer = change(&client.patient(limit), Method::DELETE, "/view", Some(&body)).await?;
+    let answer = change(&client.patient(limit), Method::DELETE, "/view", Some(&body)).await;
+    // Also where an earlier command had it removed and gave up before the answer: it is a member no more, as was wished.
+    let is_gone = answer.as_ref().map_or_else(|failure| failure.code == Code::NotFound, |_| true);
     // Before anything is printed: nobody may be reading.
-    if let Some(node) = &leaving {
+    if let Some(node) = leaving.as_ref().filter(|_| is_gone) {
         record.spec.removed.insert(node.name.clone());
         context.state.save(&record)?;
     }
+    let answer = answer?;
     show_result(context, &answer);
     if let Some(warning) = answer.json().get("warning").and_then(Value::as_str) {
         say(&format!("warning: {warning}"));

@@ -100,13 +100,16 @@ pub fn of(history: &History) -> Result<Verdict, String> {
         let what = format!("a context stays longer than {QUIET_CONTEXT_MAX} characters in the quiet cluster");
         offences.push(Offence { what, operations: end.quiet_context.iter().cloned().collect() });
     }
-    let working: Vec<&Op> = history.ops.iter().filter(|op| op.at_ms <= end.stopped_ms).collect();
-    let part = |ops: &[&Op]| {
-        let answered = ops.iter().filter(|op| op.is_answered()).count();
-        (answered as f64 / ops.len().max(1) as f64 * 1e4).round() / 1e4
-    };
-    let second =
-        |at: usize| -> Vec<&Op> { working.iter().copied().filter(|op| (op.at_ms / 1_000.0) as usize == at).collect() };
+    // Of each second: operations, and those that were answered.
+    let second = |ms: f64| (ms / 1_000.0) as usize;
+    let mut seconds = vec![(0, 0); second(end.stopped_ms) + 1];
+    for op in history.ops.iter().filter(|op| op.at_ms <= end.stopped_ms) {
+        let (all, answered) = &mut seconds[second(op.at_ms)];
+        *all += 1;
+        *answered += usize::from(op.is_answered());
+    }
+    let part = |(all, answered): (usize, usize)| (answered as f64 / all.max(1) as f64 * 1e4).round() / 1e4;
+    let working = seconds.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
     let count = |fate: Fate| history.ops.iter().filter(|op| op.result == fate).count();
     let contexts = history.ops.iter().filter_map(|op| op.answered.as_ref()).map(String::len);
     let left_out = history.faults.iter().filter(|one| one.problem.is_some()).count();
@@ -121,10 +124,8 @@ pub fn of(history: &History) -> Result<Verdict, String> {
         refused: history.ops.iter().filter(|op| op.result == Fate::Fail && !op.is_answered()).count(),
         faults: history.faults.len() - left_out,
         left_out,
-        availability: part(&working),
-        availability_per_second: (0..=(end.stopped_ms / 1_000.0) as usize)
-            .map(|at| Some(second(at)).filter(|ops| !ops.is_empty()).map(|ops| part(&ops)))
-            .collect(),
+        availability: part(working),
+        availability_per_second: seconds.into_iter().map(|one| (one.0 > 0).then(|| part(one))).collect(),
         lost_by_right: lost.len(),
         context_max: contexts.max().unwrap_or(0),
         context_quiet,

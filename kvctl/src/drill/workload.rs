@@ -14,8 +14,10 @@ use super::rng::Rng;
 
 /// A client that got no answer for so long gives up. Longer than any wait that a node allows itself.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Between two requests of a client, at most.
+/// Between two requests of a client, at most; more where a drill is long.
 const THINK_MS_MAX: u64 = 30;
+/// About as many requests as a drill makes at most: the judge has all of them in memory, some hundred bytes each.
+const REQUESTS_MAX: u64 = 2_000_000;
 /// A node that refused or gave no answer is mostly left alone for so long.
 const SHUNNED: Duration = Duration::from_secs(1);
 /// Contexts that wait for somebody to take them over.
@@ -33,6 +35,7 @@ pub struct Load<'a> {
     pub targets: &'a [Target],
     pub keys: &'a [String],
     pub recorder: &'a RefCell<Recorder>,
+    think_ms_max: u64,
     shunned_until: RefCell<Vec<Option<Instant>>>,
     offers: RefCell<VecDeque<Hand>>,
     sessions: Cell<u32>,
@@ -47,9 +50,17 @@ struct Client1 {
     tokens: Vec<String>,
 }
 
+/// How long clients may pause between two requests, in ms: longer the more of them there are and the longer they work.
+pub fn think_ms_max(clients: u64, duration: Duration) -> u64 {
+    let duration = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    THINK_MS_MAX.max(clients.saturating_mul(duration).saturating_mul(2) / REQUESTS_MAX)
+}
+
 impl<'a> Load<'a> {
-    pub fn new(targets: &'a [Target], keys: &'a [String], recorder: &'a RefCell<Recorder>) -> Self {
+    /// `think_ms_max`: of [`think_ms_max`].
+    pub fn new(targets: &'a [Target], keys: &'a [String], recorder: &'a RefCell<Recorder>, think_ms_max: u64) -> Self {
         Self {
+            think_ms_max,
             targets,
             keys,
             recorder,
@@ -75,7 +86,7 @@ impl<'a> Load<'a> {
         let mut rng = Rng::new(seed);
         let mut client = self.fresh();
         while !self.stopped.get() {
-            tokio::time::sleep(Duration::from_millis(rng.below(THINK_MS_MAX + 1))).await;
+            tokio::time::sleep(Duration::from_millis(rng.below(self.think_ms_max + 1))).await;
             if rng.percent(5) {
                 client = self.fresh();
             }
@@ -257,5 +268,15 @@ mod tests {
         assert_eq!(put(Error::Unreachable("n".into())), Fate::Fail);
         let get = told(Op { verb: Verb::Get, ..Op::default() }, Err(Error::TimedOut("n".into())));
         assert_eq!(get.result, Fate::Fail);
+    }
+
+    #[test]
+    fn a_long_drill_makes_no_more_requests_than_the_judge_can_hold() {
+        assert_eq!(think_ms_max(12, Duration::from_secs(60)), THINK_MS_MAX);
+        for (clients, seconds) in [(12, 24 * 3_600), (200, 3_600), (200, 24 * 3_600)] {
+            let requests = clients * seconds * 2_000 / think_ms_max(clients, Duration::from_secs(seconds));
+            assert!((REQUESTS_MAX - 10_000..=REQUESTS_MAX + 10_000).contains(&requests), "{requests}");
+        }
+        assert!(think_ms_max(u64::MAX, Duration::MAX) > 0);
     }
 }

@@ -18,12 +18,25 @@ pub use pace::bytes;
 pub use progress::Progress;
 pub use transfers::{Transfer, Transfers};
 
-/// Writes data. A reader that has gone away ends the command quietly; data that can't be written (a full disk) is a failure.
-pub fn write_out(bytes: &[u8]) {
+/// Writes data. That nobody reads it any more (`| head`) is no reason to stop in the middle of what the command is for, nor to
+/// fail; data that can't be written (a full disk) is a failure.
+fn write_out(bytes: &[u8]) {
+    let _ = try_write_out(bytes);
+}
+
+/// Writes a part of data that may be long, for a command that does nothing else: it ends, quietly, when its reader goes away.
+pub fn stream_out(bytes: &[u8]) {
+    if !try_write_out(bytes) {
+        std::process::exit(0);
+    }
+}
+
+/// Whether anybody reads it.
+fn try_write_out(bytes: &[u8]) -> bool {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Ok(()) => true,
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => false,
         Err(error) => {
             say(&format!("kvctl: standard output: {error}"));
             std::process::exit(i32::from(Code::Environment as u8));

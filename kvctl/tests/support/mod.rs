@@ -45,6 +45,11 @@ pub fn kvnode() -> PathBuf {
 /// A node that dies is gone from the view within 3 s, and no answer about it takes longer than 2 s.
 const NOTICED_WITHIN: Duration = Duration::from_secs(5);
 
+/// Standard output that nobody reads any more, as behind `| head`.
+pub fn unread() -> std::io::PipeWriter {
+    std::io::pipe().expect("a pipe").1
+}
+
 /// Tries until `holds`, at most 30 s.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
