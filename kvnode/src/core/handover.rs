@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::causal::Vector;
+use super::consensus::Consensus;
 use super::contact::Peer;
 use super::repair::{Purpose, Repair};
 use super::replica::{Handed, Replica};
@@ -347,17 +348,21 @@ impl Core {
             let not_yet = nodes.into_iter().filter(|&node| !done(&progress(node)));
             not_yet.map(|node| format!("{} {what}", name(node))).collect()
         };
+        let voters = self.consensus.as_ref().map(Consensus::voters).unwrap_or_default();
+        let leave = topology.leaving().keys().copied().chain(topology.transition.leaving());
+        let votes = leave.filter(|node| voters.contains(node)).map(|node| format!("{} to lose its vote", name(node)));
+        let mut all: Vec<String> = votes.collect();
         match &topology.transition {
-            Transition::Steady => Vec::new(),
+            Transition::Steady => {}
             Transition::Copying { change, target } => {
                 let gaining = |&node: &NodeId| !topology.gains(node, &topology.layout, target).is_empty();
                 let nodes = target.all_members().filter(gaining).collect();
-                waiting(nodes, &|progress| progress.copied == Some(change.job), "to copy its slots")
+                all.extend(waiting(nodes, &|progress| progress.copied == Some(change.job), "to copy its slots"));
             }
             Transition::Settling { change, from, written_off } => {
                 let counts = |node: &NodeId| !written_off.contains(node);
                 let old = from.all_members().filter(counts).collect();
-                let mut all = waiting(old, &|progress| progress.handed.is_some(), "to say what it has to hand over");
+                all.extend(waiting(old, &|progress| progress.handed.is_some(), "to say what it has to hand over"));
                 let epoch = topology.layout.epoch;
                 let new = topology.layout.all_members().filter(counts).collect();
                 all.extend(waiting(new, &|progress| progress.settled == Some(epoch), "to take over what is left"));
@@ -366,8 +371,8 @@ impl Core {
                 {
                     all.push(format!("{} to be given up", name(node)));
                 }
-                all
             }
         }
+        all
     }
 }

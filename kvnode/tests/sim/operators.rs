@@ -124,7 +124,12 @@ pub fn a_spare_goes_and_its_vote_before_it() -> Result<(), String> {
     world.start(1);
     let (spare, next) = (world.nodes[1].addr.clone(), world.nodes[2].addr.clone());
     wait_for(&mut world, 8_000, "the spare", |world| nodes_of(world) == 2 && world.votes_are_as_planned())?;
-    world.admin(0, 1, AdminOp::RemoveNode(spare));
+    world.admin(0, 1, AdminOp::RemoveNode(spare.clone()));
+    let reason = format!("{spare} to lose its vote");
+    let says_why = |world: &World| {
+        world.core(0).is_some_and(|core| core.change().is_ok_and(|it| it.waiting_for.contains(&reason)))
+    };
+    wait_for(&mut world, 8_000, "a word of why", says_why)?;
     wait_for(&mut world, 8_000, "the removal", |world| nodes_of(world) == 1)?;
     world.kill(1);
     world.admin(0, 2, AdminOp::AddNode(next));
