@@ -55,7 +55,8 @@ pub struct Args {
     /// Nodes with another secret are refused [default: none, the network is trusted]
     #[arg(long, env = "CLUSTER_SECRET", value_name = "TEXT", hide_env_values = true)]
     pub cluster_secret: Option<String>,
-    /// Nodes of VIEW that may be missing when the cluster is formed, comma-separated [default: none]
+    /// Nodes of VIEW that may be missing when the cluster is formed, comma-separated. They are taken to have nothing; later, a cluster
+    /// that runs waits for them whatever is said here [default: none]
     #[arg(long, env = "FORM_WITHOUT", value_name = "HOST:PORT,…")]
     pub form_without: Option<String>,
     /// Let operators inject faults into this node with `PUT /drill`. Never on a node that matters [default: off]

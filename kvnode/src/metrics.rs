@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::core::status::Status;
+use crate::core::status::{PeerStatus, Status};
 
 /// One gauge per figure, each with its help line.
 pub fn render(status: &Status) -> String {
@@ -22,20 +22,26 @@ pub fn render(status: &Status) -> String {
         },
     );
     gauge("keys", "Keys with a value at this replica.", status.keys);
-    gauge("writes", "Writes accepted by this node since it started.", status.writes);
+    gauge(
+        "writes",
+        "Writes accepted by this node under its present name: since it started, or since the layout changed.",
+        status.writes,
+    );
     gauge("log_bytes", "Bytes of recent writes kept for replicas that lag.", status.log_bytes as u64);
     gauge("waiting_requests", "Requests that wait for dependencies or copies.", status.waiting as u64);
     gauge("parked_requests", "Requests that wait for dependencies.", status.parked as u64);
     gauge("forwarded_requests", "Requests that wait for other nodes.", status.forwarded as u64);
     gauge("vector_entries", "Entries of the replica's version vector.", status.vector_entries as u64);
     gauge("lost_origins", "Origins of whose last writes some are lost.", status.losses.len() as u64);
-    for peer in &status.peers {
-        let node = &peer.node;
-        let written = writeln!(text, "kvnode_peer_reachable{{peer=\"{node}\"}} {}", u64::from(peer.reachable));
-        written.expect("writing to a string does not fail");
-        if let Some(lag) = peer.lag {
-            writeln!(text, "kvnode_replication_lag_writes{{peer=\"{node}\"}} {lag}").expect("as above");
+    let mut by_peer = |name: &str, help: &str, value: &dyn Fn(&PeerStatus) -> Option<u64>| {
+        let lines = status.peers.iter().filter_map(|peer| Some((&peer.node, value(peer)?)));
+        let lines: String = lines.map(|(node, value)| format!("kvnode_{name}{{peer=\"{node}\"}} {value}\n")).collect();
+        if !lines.is_empty() {
+            let written = write!(text, "# HELP kvnode_{name} {help}\n# TYPE kvnode_{name} gauge\n{lines}");
+            written.expect("writing to a string does not fail");
         }
-    }
+    };
+    by_peer("peer_reachable", "1 if the peer can be reached.", &|peer| Some(u64::from(peer.reachable)));
+    by_peer("replication_lag_writes", "Writes that the peer is known to lack.", &|peer| peer.lag);
     text
 }

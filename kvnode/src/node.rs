@@ -8,6 +8,7 @@
 //! Invariant: the core is changed, and its effects and batches are taken, by the loop alone. Everybody else puts events in
 //! the inbox or looks. A read that has to wait for nothing is such a look, unless a turn waits for the disk just then.
 
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,6 +32,8 @@ use crate::wire::peer::Batch;
 
 /// How long a node that leaves waits for its peers to hold what it wrote.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
+
+const FAILING: &str = "This node is failing";
 
 /// What a node is made of.
 pub struct NodeParts {
@@ -84,14 +87,42 @@ struct Inbox {
     batches: Vec<(Batch, oneshot::Sender<Batch>)>,
     /// Links whose last batch is done.
     idle: Vec<Addr>,
-    clients: HashMap<u64, oneshot::Sender<Answer<String>>>,
+    clients: HashMap<u64, Waiting>,
     admins: HashMap<u64, oneshot::Sender<AdminAnswer>>,
     last_client: u64,
+    /// The loop has ended: nobody is answered any more.
+    closed: bool,
 }
 
-/// A poisoned lock means that the loop has panicked; what it guards is still good to look at, and the process is ending.
+/// A client that waits, and what is held until it is answered, whether it still listens or not.
+struct Waiting {
+    sender: oneshot::Sender<Answer<String>>,
+    _held: Option<Box<dyn Any + Send>>,
+}
+
+impl Inbox {
+    /// Whoever waits learns that there is no answer.
+    fn close(&mut self) {
+        let last_client = self.last_client;
+        *self = Self { closed: true, last_client, ..Self::default() };
+    }
+}
+
+/// A poisoned lock means that the loop has panicked; what it guards is still good to look at, and [`Fallen`] ends the process.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Notes that the loop has panicked. Without it the node would stay there, answer reads from a core that is half changed, and
+/// leave everybody else waiting.
+struct Fallen(Arc<Shared>);
+
+impl Drop for Fallen {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            fail(&self.0, "the node's loop has panicked");
+        }
+    }
 }
 
 impl NodeHandle {
@@ -128,25 +159,43 @@ impl NodeHandle {
 
     /// Asks the store. `tokens`: the client's `causal-metadata`, 0 to 2 of them.
     pub async fn request(&self, op: Op, tokens: Vec<String>) -> Answer<String> {
+        self.request_holding(op, tokens, None).await
+    }
+
+    /// The same; `held` is dropped once it is answered, even if this future is dropped before: what counts the memory of a request
+    /// must outlive a client that has gone away.
+    pub async fn request_holding(
+        &self,
+        op: Op,
+        tokens: Vec<String>,
+        held: Option<Box<dyn Any + Send>>,
+    ) -> Answer<String> {
         if let Some(answer) = self.read(&op, &tokens) {
             return answer;
         }
+        let writes = matches!(op, Op::Put { .. } | Op::Delete { .. });
+        // A write may have reached others before the node failed.
+        let none = || if writes { Answer::OutcomeUnknown } else { Answer::NotReady { reason: FAILING.into() } };
         let (sender, answer) = oneshot::channel();
         {
             let mut inbox = lock(&self.shared.inbox);
+            if inbox.closed {
+                return Answer::NotReady { reason: FAILING.into() };
+            }
             inbox.last_client += 1;
             let id = inbox.last_client;
-            inbox.clients.insert(id, sender);
+            inbox.clients.insert(id, Waiting { sender, _held: held });
             inbox.events.push(Event::Client { id, op, tokens });
         }
         self.shared.arrived.notify_one();
-        answer.await.unwrap_or_else(|_| Answer::NotReady { reason: "the node is failing".into() })
+        answer.await.unwrap_or_else(|_| none())
     }
 
     /// The answer to a read that has to wait for nothing.
     fn read(&self, op: &Op, tokens: &[String]) -> Option<Answer<String>> {
         let at = now(self.shared.began, &self.shared.drill);
-        let mut core = lock(&self.shared.core);
+        // Where the loop has panicked, what the core holds may be half a turn.
+        let mut core = self.shared.core.lock().ok()?;
         if self.shared.held.load(Ordering::Relaxed) { None } else { core.read(at, op, tokens) }
     }
 
@@ -155,13 +204,16 @@ impl NodeHandle {
         let (sender, answer) = oneshot::channel();
         {
             let mut inbox = lock(&self.shared.inbox);
+            if inbox.closed {
+                return AdminAnswer::NotReady(FAILING.into());
+            }
             inbox.last_client += 1;
             let id = inbox.last_client;
             inbox.admins.insert(id, sender);
             inbox.events.push(Event::Admin { id, op });
         }
         self.shared.arrived.notify_one();
-        answer.await.unwrap_or_else(|_| AdminAnswer::NotReady("the node is failing".into()))
+        answer.await.unwrap_or_else(|_| AdminAnswer::Undecided(FAILING.into()))
     }
 
     /// Waits until a change of the layout is as far as wanted; `None` if that takes longer than `limit`.
@@ -209,7 +261,13 @@ impl NodeHandle {
         let (drill, from) = (&self.shared.drill, batch.from.clone());
         drill.pass(Way::From, &from).await.ok()?;
         let (sender, answer) = oneshot::channel();
-        lock(&self.shared.inbox).batches.push((batch, sender));
+        {
+            let mut inbox = lock(&self.shared.inbox);
+            if inbox.closed {
+                return None;
+            }
+            inbox.batches.push((batch, sender));
+        }
         self.shared.arrived.notify_one();
         let answer = answer.await.ok()?;
         drill.pass(Way::To, &from).await.ok()?;
@@ -228,6 +286,11 @@ impl NodeHandle {
     /// The members that this node can reach now.
     pub fn view(&self) -> Vec<Addr> {
         self.look(Core::view)
+    }
+
+    /// Whether the topology has a node there, reachable or not.
+    pub fn lists(&self, addr: &Addr) -> bool {
+        self.look(|core| core.lists(addr))
     }
 
     /// # Errors
@@ -320,15 +383,17 @@ async fn sync_regularly(shared: Arc<Shared>, syncer: Arc<dyn Syncer>, every: Dur
                 lock(&shared.inbox).events.push(Event::Synced(mark));
                 shared.arrived.notify_one();
             }
-            Ok(Err(error)) => return fail(&shared, &error),
-            Err(_) => return,
+            Ok(Err(error)) => return fail(&shared, &error.to_string()),
+            Err(panic) => return fail(&shared, &panic.to_string()),
         }
     }
 }
 
-fn fail(shared: &Shared, error: &StoreError) {
-    error!("{error}; this node stops");
-    shared.failure.send_replace(Some(error.to_string()));
+/// The node can't go on. Nobody is answered any more: what was not committed must not be told.
+fn fail(shared: &Shared, why: &str) {
+    lock(&shared.inbox).close();
+    error!("{why}; this node stops");
+    shared.failure.send_replace(Some(why.to_owned()));
 }
 
 /// Peers that wait for the answer to their batch.
@@ -366,6 +431,7 @@ impl Loop {
 
     async fn run(mut self) {
         let shared = self.shared.clone();
+        let _fallen = Fallen(shared.clone());
         let mut last_tick = tokio::time::Instant::now();
         let alarm = tokio::time::sleep_until(last_tick);
         tokio::pin!(alarm);
@@ -382,12 +448,7 @@ impl Loop {
                 last_tick = tokio::time::Instant::now();
             }
             if let Err(error) = self.turn(tick).await {
-                // Nobody is answered any more: what was not committed must not be told.
-                let mut inbox = lock(&shared.inbox);
-                inbox.clients.clear();
-                inbox.admins.clear();
-                drop(inbox);
-                return fail(&shared, &error);
+                return fail(&shared, &error.to_string());
             }
             shared.turns.send_modify(|turn| *turn += 1);
             let due = last_tick + Duration::from_millis(lock(&shared.core).tick_interval_ms());
@@ -497,7 +558,7 @@ impl Loop {
                 Effect::Reply { id, answer } => {
                     if let Some(client) = lock(&self.shared.inbox).clients.remove(&id) {
                         // A client that has gone away needs no answer.
-                        let _ = client.send(answer);
+                        let _ = client.sender.send(answer);
                     }
                 }
                 Effect::Decided { id, answer } => {

@@ -27,10 +27,10 @@ const EXIT_FAILED: u8 = 1;
 // Together below the 10 s within which the process is gone.
 /// For requests that are in flight when the node is told to stop.
 const FINISH_TIME: Duration = Duration::from_secs(4);
-/// For their answers to be taken by the clients, and for connections to close.
-const CLOSE_TIME: Duration = Duration::from_secs(1);
 /// For pushing to the peers what they lack.
 const DRAIN_TIME: Duration = Duration::from_secs(3);
+/// For their answers to be taken by the clients, and for connections to close.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
 
 /// Runs a node until it is told to stop (0), can't start with these settings (2), or fails (1).
 pub async fn run(config: Config) -> ExitCode {
@@ -70,9 +70,10 @@ async fn start_and_serve(config: &Config) -> Result<ExitCode, String> {
     front.gate().close();
     let ending = async {
         within(FINISH_TIME, "requests in flight", front.gate().emptied()).await;
+        // Peers that have not heard yet that this node leaves still pass requests on to it: their streams close last.
+        within(DRAIN_TIME, "writes that peers lack", node.drain()).await;
         let _ = close.send(true);
         within(CLOSE_TIME, "open connections", server).await;
-        within(DRAIN_TIME, "writes that peers lack", node.drain()).await;
         if let Some(dir) = &config.data_dir {
             DurableStore::note_end(dir);
         }

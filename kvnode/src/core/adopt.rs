@@ -14,12 +14,12 @@ use super::replica::{Handed, Replica};
 use super::settings::Mutant;
 use super::topology::{Bearings, Layout, Topology, Transition};
 use super::{Core, FACT_TOPOLOGY, Settling, Severity, contact::Peer, encode_fact};
-use crate::storage::Result;
-use crate::wire::ident::{Addr, Epoch, Incarnation, NodeId, Origin, ShardId};
+use crate::storage::{Listed, Result};
+use crate::wire::ident::{Addr, Epoch, Incarnation, NodeId, Origin, ShardId, Slot};
 use crate::wire::peer::Stage;
 
 /// Versions read at once where all are gone through.
-const VERSIONS_AT_ONCE: usize = 10_000;
+const VERSIONS_AT_ONCE: usize = 1_000;
 
 /// How a node gets from one topology to the next.
 enum Step {
@@ -39,9 +39,10 @@ impl Core {
         }
         self.store.set_fact(FACT_TOPOLOGY, encode_fact(&topology));
         self.urgent = true;
-        self.stranger = false;
         let Some(before) = self.topology.clone() else {
             self.say(Severity::Info, format!("in the cluster of {} nodes", topology.nodes.len()));
+            let me = topology.node_at(&self.settings.me);
+            self.forms = topology.is_new() && me.is_some_and(|me| topology.births.get(&me) == Some(&self.birth));
             self.begin_anew(topology)?;
             self.join_consensus();
             return self.adopted();
@@ -76,6 +77,8 @@ impl Core {
             Transition::Copying { change, .. } => Some(change.job),
             _ => None,
         };
+        self.drop_covered();
+        let Some(topology) = &self.topology else { return Ok(()) };
         let forget = !self.settings.broken(Mutant::OldCopyDeletedEarly);
         let oldest = if forget { oldest } else { topology.layout.epoch };
         if let Some(replica) = self.replica.as_mut() {
@@ -88,6 +91,10 @@ impl Core {
         }
         self.transfer = None;
         self.office.purged = false;
+        let heard = topology.transition.change().map(|change| change.job);
+        if let Some(job) = heard.filter(|&job| self.office.change_heard.is_none_or(|(last, _)| last != job)) {
+            self.office.change_heard = Some((job, self.now.mono_ms));
+        }
         if self.copies.job != job {
             self.copies = std::mem::take(&mut self.copies).for_job(job);
             if job.is_some() {
@@ -128,7 +135,7 @@ impl Core {
         let settled = self.topology.as_ref().is_some_and(|before| before.from().is_some()) && topology.from().is_none();
         self.install_topology(topology);
         if settled {
-            self.settling = Settling::default();
+            self.settling.begin_anew();
         }
     }
 
@@ -172,14 +179,17 @@ impl Core {
         let (mut found, mut kept) = (0_u64, false);
         let mut last = None;
         loop {
-            let versions = self.store.keys("", last.as_ref(), VERSIONS_AT_ONCE)?;
-            for (key, version) in &versions {
-                if !self.is_stable(version.dot.origin, version.dot.seq) {
-                    kept = self.store.set_aside(key, version);
+            let listed = self.store.list("", last.as_ref(), VERSIONS_AT_ONCE)?;
+            for (key, Listed { dot, .. }) in &listed {
+                if self.is_stable(dot.origin, dot.seq) || self.was_stable(*dot) {
+                    continue;
+                }
+                if let Some(version) = self.store.get(Slot::of(key), key)? {
+                    kept = self.store.set_aside(key, &version);
                     found += 1;
                 }
             }
-            let Some((key, _)) = versions.into_iter().next_back() else { break };
+            let Some((key, _)) = listed.into_iter().next_back() else { break };
             last = Some(key);
         }
         if found > 0 {
@@ -210,15 +220,16 @@ impl Core {
 
     /// Drops everything and takes the new place.
     fn begin_anew(&mut self, topology: Topology) -> Result<()> {
+        let mut last = None;
         loop {
-            let versions = self.store.keys("", None, VERSIONS_AT_ONCE)?;
-            if versions.is_empty() {
-                break;
+            let listed = self.store.list("", last.as_ref(), VERSIONS_AT_ONCE)?;
+            for (key, Listed { dot, has_value, .. }) in &listed {
+                self.inventory.discard(&mut *self.store, key, *dot, *has_value);
             }
-            for (key, version) in versions {
-                self.inventory.discard(&mut *self.store, &key, &version);
-            }
+            let Some((key, _)) = listed.into_iter().next_back() else { break };
+            last = Some(key);
         }
+        self.nothing_is_uncovered();
         self.settling = Settling::default();
         self.take_place(topology);
         self.reset_pushes();
@@ -291,7 +302,7 @@ impl Core {
         }
         self.replica = Some(replica);
         self.replica_changed = true;
-        self.settling = Settling::default();
+        self.settling.begin_anew();
         self.abandon_repair();
         self.reset_pushes();
         self.say(Severity::Info, text);
@@ -307,14 +318,14 @@ impl Core {
             return Ok(());
         }
         let mut left = VERSIONS_PER_TICK;
-        let slots = (0..crate::wire::ident::SLOT_COUNT).map(crate::wire::ident::Slot);
+        let slots = (0..crate::wire::ident::SLOT_COUNT).map(Slot);
         for slot in
             slots.filter(|&slot| !self.inventory.is_empty(slot) && !self.bearings.owns(slot)).collect::<Vec<_>>()
         {
             let versions = self.store.slot(slot, None, left)?;
             left -= versions.len().min(left);
             for (key, version) in versions {
-                self.inventory.discard(&mut *self.store, &key, &version);
+                self.inventory.discard(&mut *self.store, &key, version.dot, version.value.is_some());
             }
             if left == 0 {
                 return Ok(());

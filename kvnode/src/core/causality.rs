@@ -98,8 +98,13 @@ impl Core {
         self.peer_of(node)?.newest_life
     }
 
-    /// Whether an origin has ended and nobody has more of it than this replica.
+    /// Whether an origin has ended and nobody has more of it than this replica, neither by its vector nor beside it.
     fn is_exhausted(&self, replica: &Replica, origin: Origin) -> bool {
+        self.none_has_more(replica, origin) && !self.is_uncovered_anywhere(replica, origin)
+    }
+
+    /// Whether an origin has ended and no vector of the shard has more of it than this replica's.
+    pub(super) fn none_has_more(&self, replica: &Replica, origin: Origin) -> bool {
         let ended = self.has_ended(origin);
         let have = replica.applied.get(origin);
         // Of the layout before, the members before decide: it is retired once they have handed over.

@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use super::compare::Compares;
 use super::cursor::Cursor;
 use super::formation::Seeks;
-use super::repair::{Began, Compares};
+use super::repair::Began;
 use super::replicate::{Lag, Push};
 use super::settings::Mutant;
 use super::topology::TopologyVersion;
@@ -18,6 +19,8 @@ use crate::wire::peer::{Batch, Message, Move, Progress, Report, Stage};
 
 /// Bytes of messages after which a batch is full. One message may go beyond it.
 const BATCH_WEIGHT_MAX: usize = 1 << 20;
+/// Between two beats that clients cause.
+const BEAT_AGAIN_MS: u64 = 50;
 /// Identifiers of forwards that are remembered per peer, to act on none of them twice.
 const FORWARDS_REMEMBERED: usize = 8_192;
 
@@ -72,6 +75,8 @@ pub(super) struct Peer {
     /// Whether a repair from this life of it has filled us.
     pub filled_us: bool,
     pub compares: Compares,
+    /// It belongs to a cluster that does not list this node.
+    pub told_stranger: bool,
     /// Set while it is known to be ahead of us.
     pub lag: Option<Lag>,
     was_in_view: bool,
@@ -133,7 +138,7 @@ impl Peer {
             wall_offset_ms: heard.wall_offset_ms,
             was_in_view: heard.was_in_view,
             // What it was to compare it may not have compared yet.
-            compares: heard.compares,
+            compares: heard.compares.begun_anew(),
             ..Self::default()
         };
     }
@@ -170,10 +175,9 @@ impl Core {
         let from = batch.from.clone();
         let Some(peer) = self.peers.get_mut(&from) else { return self.hear_stranger(batch) };
         if peer.newest_life.is_some_and(|newest| batch.life < newest) {
-            if peer.life.is_none_or(|life| batch.life != life) {
-                let known = peer.newest_life.expect("just compared");
-                self.send(&from, Message::Superseded { known });
-            }
+            // Also where contact was made with this life before a third node told of a later one.
+            let known = peer.newest_life.expect("just compared");
+            self.send(&from, Message::Superseded { known });
             return Ok(());
         }
         let new_life = peer.life != Some(batch.life);
@@ -242,6 +246,12 @@ impl Core {
         if self.repair.as_ref().is_some_and(|repair| repair.peer == *addr) {
             self.abandon_repair();
         }
+        // It may be without the data that the earlier life began to give.
+        if self.transfer.as_ref().is_some_and(|transfer| transfer.peer == *addr)
+            && !self.settings.broken(Mutant::TransferOutlivesGiver)
+        {
+            self.transfer = None;
+        }
         self.beat(addr);
     }
 
@@ -290,7 +300,7 @@ impl Core {
             Message::Held { origin, seq, beyond } => self.held(from, origin, seq, Some(beyond)),
             Message::Pull { have, floors } => self.pull_asked(from, &have, &floors),
             Message::Behind => self.told_behind(from),
-            Message::Compared => self.compared_by(from),
+            Message::Compared { id } => self.compared_by(from, id),
             _ => {}
         }
         Ok(())
@@ -348,6 +358,14 @@ impl Core {
     pub(super) fn beat_all(&mut self) {
         let all: Vec<Addr> = self.peers.keys().cloned().collect();
         all.iter().for_each(|addr| self.beat(addr));
+    }
+
+    /// Beats to those that have not just been: for what can happen as often as clients like.
+    pub(super) fn beat_quiet(&mut self) {
+        let now = self.now.mono_ms;
+        let quiet = |peer: &Peer| peer.last_beat_ms.is_none_or(|last| now.saturating_sub(last) >= BEAT_AGAIN_MS);
+        let due: Vec<Addr> = self.peers.iter().filter(|(_, peer)| quiet(peer)).map(|(addr, _)| addr.clone()).collect();
+        due.iter().for_each(|addr| self.beat(addr));
     }
 
     /// Queues what this node has to say about itself.

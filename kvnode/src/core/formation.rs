@@ -18,6 +18,7 @@
 
 use std::collections::BTreeSet;
 
+use super::contact::Peer;
 use super::repair::Repair;
 use super::replica::Replica;
 use super::topology::{ClusterId, Topology, slots_in};
@@ -26,8 +27,9 @@ use crate::storage::Result;
 use crate::wire::ident::{Addr, Incarnation, NodeId, ShardId};
 use crate::wire::peer::{Floors, Message, Stage};
 
-/// A refill asks all replicas that can be reached; this is how long it waits for them to turn up.
-const FILL_GRACE_MS: u64 = 1_000;
+/// A refill asks all replicas that can be reached, and a formation does without nodes that can't be; this is how long both wait for them
+/// to turn up.
+const GRACE_MS: u64 = 1_000;
 
 impl Core {
     /// A node without a cluster asks for one.
@@ -45,9 +47,10 @@ impl Core {
     }
 
     pub(super) fn told_stranger(&mut self, by: &Addr) {
-        if self.topology.is_none() {
-            self.stranger = true;
-            self.reason = format!("waiting for the cluster that runs at {by} to list {}", self.settings.me);
+        if self.topology.is_none()
+            && let Some(peer) = self.peers.get_mut(by)
+        {
+            peer.told_stranger = true;
         }
     }
 
@@ -59,7 +62,7 @@ impl Core {
     }
 
     pub(super) fn formation_step(&mut self) -> Result<()> {
-        if self.topology.is_some() || self.stranger {
+        if self.topology.is_some() {
             return Ok(());
         }
         match self.formation_obstacle() {
@@ -73,13 +76,18 @@ impl Core {
     fn formation_obstacle(&self) -> Option<String> {
         let mine: BTreeSet<&Addr> = self.settings.view.iter().collect();
         let mut missing = Vec::new();
+        // In its present life: an operator may have wiped it since.
+        if let Some((by, _)) = self.peers.iter().find(|(_, peer)| peer.told_stranger && self.is_proven(peer)) {
+            return Some(format!("waiting for the cluster that runs at {by} to list {}", self.settings.me));
+        }
         for (addr, peer) in &self.peers {
             match &peer.seeks {
                 Some(Seeks { view, .. }) if view.iter().collect::<BTreeSet<_>>() != mine => {
                     return Some(format!("{addr} was started with another VIEW"));
                 }
                 Some(_) if self.is_proven(peer) => {}
-                _ if self.settings.form_without.contains(addr) => {}
+                // It may be there all the same, and belong to a cluster.
+                _ if self.settings.form_without.contains(addr) && !self.is_proven(peer) && !self.is_within_grace() => {}
                 _ => missing.push(addr.as_str()),
             }
         }
@@ -140,7 +148,7 @@ impl Core {
     }
 
     fn fill_plan(&self, replica: &Replica) -> FillPlan {
-        let grace = self.now.mono_ms.saturating_sub(self.started_ms) < FILL_GRACE_MS;
+        let grace = self.is_within_grace();
         let (mut filled, mut empty, mut away) = (0, 0, Vec::new());
         let has_data = |&node: &NodeId| {
             let stage = self.peer_of(node).and_then(|peer| peer.stage);
@@ -150,7 +158,7 @@ impl Core {
         for &node in &replica.others {
             let (Some(addr), Some(peer)) = (self.addr_of(node), self.peer_of(node)) else { continue };
             match peer.stage {
-                _ if !self.is_proven(peer) && self.settings.form_without.contains(addr) => empty += 1,
+                _ if self.is_taken_for_empty(addr, peer) => empty += 1,
                 _ if !self.is_proven(peer) => away.push(addr.as_str()),
                 _ if others_have_data && self.is_cut_off(node) => away.push(addr.as_str()),
                 Some(Stage::Serving | Stage::Leaving) if peer.filled_us => filled += 1,
@@ -172,6 +180,17 @@ impl Core {
             };
         }
         FillPlan::Wait(format!("waiting for {} to fill this replica", away.join(", ")))
+    }
+
+    /// An operator says that a node has nothing and is not waited for. That is about the formation, and the shards of the cluster that is
+    /// formed then: later, the node may have come and have all there is. One that was heard, then or since, speaks for itself.
+    fn is_taken_for_empty(&self, addr: &Addr, peer: &Peer) -> bool {
+        self.forms && !self.is_within_grace() && peer.life.is_none() && self.settings.form_without.contains(addr)
+    }
+
+    /// Whether those who are there may not have turned up yet.
+    fn is_within_grace(&self) -> bool {
+        self.now.mono_ms.saturating_sub(self.started_ms) < GRACE_MS
     }
 
     /// No replica of the shard has anything: what there is, the members of the layout before have.

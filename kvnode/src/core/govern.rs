@@ -33,6 +33,8 @@ pub(super) struct Office {
     was_leader: bool,
     /// The leader that was heard last, and in which life.
     pub led_by: Option<(NodeId, Incarnation)>,
+    /// The change that was heard of last, and when.
+    pub change_heard: Option<(u32, u64)>,
     /// Set once there is nothing left here that belongs to others; until a topology comes that may change that.
     pub purged: bool,
 }
@@ -56,8 +58,7 @@ impl Core {
         // What an earlier seat promised is not this one's.
         self.store.set_fact(FACT_RAFT, Vec::new());
         self.consensus = self.me.map(|me| {
-            let version = topology.version;
-            let forms = version.generation == 0 && version.index == 1 && topology.births.get(&me) == Some(&self.birth);
+            let forms = topology.is_new() && topology.births.get(&me) == Some(&self.birth);
             if forms { Consensus::found(me, self.birth, topology) } else { Consensus::join(me, self.birth, topology) }
         });
     }
@@ -277,6 +278,11 @@ impl Core {
             !self.is_in_view(peer) && now.saturating_sub(peer.proven_ms.unwrap_or(self.started_ms)) >= GIVEN_UP_MS
         };
         Some(node) != self.me && self.peer_of(node).is_none_or(silent)
+    }
+
+    /// Whether the topology has a node there, reachable or not.
+    pub fn lists(&self, addr: &Addr) -> bool {
+        self.topology.as_ref().is_some_and(|topology| topology.node_at(addr).is_some())
     }
 
     /// The life in which this node's data began.

@@ -314,7 +314,11 @@ impl Core {
             Transition::Copying { change, .. } => {
                 progress.copied = self.copies_are_complete().then_some(change.job);
             }
-            Transition::Settling { .. } => {
+            Transition::Settling { from, .. } => {
+                if let Some(replica) = &self.replica {
+                    let of_before = |&(origin, _): &(Origin, u64)| origin.epoch == from.epoch;
+                    progress.held = replica.applied.iter().filter(of_before).collect();
+                }
                 progress.settled = self.has_settled().then_some(topology.layout.epoch);
                 progress.handed = self.replica.as_ref().and_then(|replica| replica.handed.clone());
             }
@@ -322,7 +326,14 @@ impl Core {
         Some(Box::new(progress))
     }
 
-    /// Whether this member holds, durably, all that the old members of its slots have.
+    /// What another member of the new layout says it has of the layout before. It may have got that from an old member that has been
+    /// lost since, and is then the only one that can hand it on.
+    fn held_by(&self, node: NodeId) -> Option<&Vector> {
+        let peer = self.peer_of(node).filter(|peer| peer.life.is_some() && peer.life == peer.newest_life)?;
+        if self.knew_who_counts(peer) { Some(&peer.progress.as_ref()?.held) } else { None }
+    }
+
+    /// Whether this member holds, durably, all that the old members of its slots have, and the other new ones.
     pub(super) fn has_settled(&self) -> bool {
         let Some(replica) = &self.replica else { return true };
         let Some(shard) = replica.shard else { return true };
@@ -331,8 +342,15 @@ impl Core {
         let given = |&(_, node): &(ShardId, NodeId)| {
             self.handed_by(node).is_some_and(|handed| !self.lacks(replica, durable, handed))
         };
+        let has = |(origin, seq)| durable.get(origin) >= seq || replica.is_retired(origin);
+        let held = |node: NodeId| self.held_by(node).is_some_and(|held| held.iter().all(has));
+        let topology = self.topology.as_ref();
+        let counts = |node: &NodeId| !topology.is_some_and(|it| it.written_off().is_some_and(|off| off.contains(node)));
+        let mut mates = replica.others.iter().copied().filter(counts);
+        let mates_have_no_more = self.settings.broken(Mutant::HeldUntold) || mates.all(held);
         replica.stage != Stage::Filling
-            && (self.settings.broken(Mutant::OldCopyDeletedEarly) || self.givers(shard).iter().all(given))
+            && (self.settings.broken(Mutant::OldCopyDeletedEarly)
+                || (self.givers(shard).iter().all(given) && mates_have_no_more))
     }
 
     /// What a change waits for, as this node sees it.

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::clock::Clock;
-use crate::storage::{Head, Result, Store, Version};
+use crate::storage::{Result, Store, Version};
 use crate::wire::ident::{Dot, Key, Origin, SLOT_COUNT, Slot};
 
 #[derive(Debug)]
@@ -63,10 +63,10 @@ impl Inventory {
         }
     }
 
-    fn count_out(&mut self, slot: Slot, key: &Key, version: Head) {
+    fn count_out(&mut self, slot: Slot, key: &Key, dot: Dot, has_value: bool) {
         let tally = &mut self.slots[usize::from(slot.0)];
-        tally.digest = tally.digest.wrapping_sub(hash(key, version.dot));
-        tally.live -= u32::from(version.has_value);
+        tally.digest = tally.digest.wrapping_sub(hash(key, dot));
+        tally.live -= u32::from(has_value);
         tally.versions -= 1;
     }
 
@@ -103,7 +103,7 @@ impl Inventory {
             {
                 return Ok(());
             }
-            self.count_out(slot, key, present);
+            self.count_out(slot, key, present.dot, present.has_value);
         }
         self.count_in(slot, key, version);
         store.put(slot, key, version);
@@ -111,9 +111,9 @@ impl Inventory {
     }
 
     /// Removes a key's version without trace.
-    pub fn discard(&mut self, store: &mut dyn Store, key: &Key, version: &Version) {
+    pub fn discard(&mut self, store: &mut dyn Store, key: &Key, dot: Dot, has_value: bool) {
         let slot = Slot::of(key);
-        self.count_out(slot, key, version.head());
+        self.count_out(slot, key, dot, has_value);
         store.remove(slot, key);
     }
 }

@@ -26,6 +26,7 @@ pub mod topology;
 
 mod adopt;
 mod causality;
+mod compare;
 mod consensus;
 mod contact;
 mod cursor;
@@ -48,6 +49,7 @@ use crate::wire::peer::{Batch, Message, Stable, Stage};
 
 use admin::{AdminAnswer, AdminOp};
 use causal::Vector;
+use compare::Uncovered;
 use consensus::Consensus;
 use contact::Peer;
 use forward::Forwards;
@@ -184,11 +186,12 @@ pub struct Core {
     /// From a node of another shard, or of the layout before.
     transfer: Option<Repair>,
     last_repair_id: u64,
+    uncovered: Uncovered,
     /// What keeps this node from serving, for people.
     reason: String,
     started_ms: u64,
-    /// Set once contact tells that this address is not in the cluster's topology.
-    stranger: bool,
+    /// Whether this life of the node has taken part in the formation of the cluster.
+    forms: bool,
     /// Whether this life began outside of the view: then it asks to be in it.
     rejoins: bool,
     losses_said: BTreeSet<crate::wire::ident::Origin>,
@@ -229,6 +232,8 @@ impl Core {
         let topology: Option<Topology> = read_fact(&*store, FACT_TOPOLOGY)?;
         let fact: Option<ReplicaFact<'_>> = read_fact(&*store, FACT_REPLICA)?;
         let copies: Option<Copies> = read_fact(&*store, handover::FACT_COPIES)?;
+        let uncovered: Option<Uncovered> = read_fact(&*store, compare::FACT_UNCOVERED)?;
+        let noted: Option<Stable> = read_fact(&*store, stable::FACT_STABLE)?;
         let inventory = Inventory::of(&*store)?;
         let peers = settings.view.iter().filter(|&addr| *addr != settings.me);
         let mut core = Self {
@@ -250,15 +255,16 @@ impl Core {
             replica_changed: false,
             urgent: true,
             stables: BTreeMap::new(),
-            settling: Settling::default(),
+            settling: Settling::recovered(noted.unwrap_or_default()),
             waiting: Waiting::default(),
             forwards: Forwards::default(),
             repair: None,
             transfer: None,
             last_repair_id: 0,
+            uncovered: uncovered.unwrap_or_default().recovered(),
             reason: "starting".into(),
             started_ms: now.mono_ms,
-            stranger: false,
+            forms: false,
             rejoins: false,
             losses_said: BTreeSet::new(),
             draining: false,

@@ -15,6 +15,7 @@
 use std::collections::VecDeque;
 
 use super::clock::Stamp;
+use super::replica::Replica;
 use super::settings::Mutant;
 use super::topology::{SlotRun, slots_in};
 use super::{Core, Severity};
@@ -27,8 +28,6 @@ use crate::wire::peer::{Floors, Message, Scope, SlotListing, Stage};
 const SILENCE_MS: u64 = 2_000;
 /// A request that was not answered for so long is sent again.
 const ASK_AGAIN_MS: u64 = 400;
-/// A mate that has to compare its data and does not begin is asked again after so long.
-const COMPARE_AGAIN_MS: u64 = 1_000;
 /// Versions listed in one request, at most; but at least one slot.
 const LISTED_MAX: usize = 4_096;
 /// Slots in one request.
@@ -72,16 +71,6 @@ pub(super) struct Repair {
     pub clock: Stamp,
     /// Slots still to be compared, the first one from after its key.
     todo: VecDeque<(Slot, Option<Key>)>,
-}
-
-/// Whether a mate has to compare its data with this node's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Compares {
-    #[default]
-    Unneeded,
-    Wanted {
-        asked_ms: u64,
-    },
 }
 
 /// The state of a source when a repair starts; see [`Message::RepairBegin`].
@@ -170,28 +159,7 @@ impl Core {
     pub(super) fn abandon_repair(&mut self) {
         let has_changed = self.repair.take().is_some_and(|repair| repair.has_changed);
         if has_changed && !self.settings.broken(Mutant::HalfRepairUntold) {
-            self.peers.values_mut().for_each(|peer| peer.compares = Compares::Wanted { asked_ms: 0 });
-        }
-    }
-
-    /// Asks mates to compare their data with this node's, where they have to and have not begun to.
-    pub(super) fn comparison_step(&mut self) {
-        let now = self.now.mono_ms;
-        for addr in self.mates() {
-            let Some(peer) = self.peers.get_mut(&addr) else { continue };
-            if let Compares::Wanted { asked_ms } = &mut peer.compares
-                && now.saturating_sub(*asked_ms) >= COMPARE_AGAIN_MS
-            {
-                *asked_ms = now;
-                self.send(&addr, Message::Behind);
-            }
-        }
-    }
-
-    /// A mate has compared all that it has with what there is here.
-    pub(super) fn compared_by(&mut self, from: &Addr) {
-        if let Some(peer) = self.peers.get_mut(from) {
-            peer.compares = Compares::Unneeded;
+            self.want_comparisons();
         }
     }
 
@@ -213,7 +181,7 @@ impl Core {
         if !ordered || runs.iter().any(|&(first, last)| first > last || last.0 >= SLOT_COUNT) {
             return;
         }
-        let message = Message::RepairBegin {
+        let begins = Message::RepairBegin {
             id,
             whole,
             keys: self.inventory.versions_in(slots_in(runs)),
@@ -222,7 +190,11 @@ impl Core {
             clock: self.inventory.clock.last(),
             digests: slots_in(runs).map(|slot| self.inventory.digest(slot)).collect(),
         };
-        self.send(from, message);
+        let of_mine = self.topology.as_ref().is_some_and(|topology| topology.layout.epoch == scope.epoch);
+        if of_mine && self.is_mate(from) {
+            self.comparison_began(from, id);
+        }
+        self.send(from, begins);
     }
 
     fn current_repair(&mut self, from: &Addr, id: u64) -> Option<&mut Repair> {
@@ -404,16 +376,27 @@ impl Core {
             self.count_transfer(scope, entries.len() as u64, None, entries.iter().map(size).sum::<usize>() as u64);
         }
         for (key, version) in entries {
-            self.inventory.install(&mut *self.store, &key, &version)?;
+            if purpose != Purpose::Mate || !self.has_forgotten(&key, version.dot)? {
+                self.inventory.install(&mut *self.store, &key, &version)?;
+                self.note_brought(version.dot);
+            }
         }
         for (key, dot) in dropped {
-            let present = self.store.get(Slot::of(&key), &key)?;
-            if let Some(version) = present.filter(|version| version.dot == dot) {
-                self.inventory.discard(&mut *self.store, &key, &version);
+            let present = self.store.head(Slot::of(&key), &key)?;
+            if let Some(head) = present.filter(|head| head.dot == dot && !self.is_uncovered(dot)) {
+                self.inventory.discard(&mut *self.store, &key, head.dot, head.has_value);
             }
         }
         self.replica_changed = true;
         self.repair_on(purpose)
+    }
+
+    /// Whether a version has been here, and has been overwritten and then forgotten: an answer that comes late may still bring it. (It has
+    /// met the winner rule: see [`super::replica`].)
+    fn has_forgotten(&self, key: &Key, dot: Dot) -> Result<bool> {
+        let covers = |replica: &Replica| replica.stage != Stage::Filling && replica.applied.covers(dot);
+        let covered = self.replica.as_ref().is_some_and(covers);
+        Ok(covered && self.store.head(Slot::of(key), key)?.is_none())
     }
 
     fn finish_repair(&mut self, purpose: Purpose) -> Result<()> {
@@ -432,8 +415,11 @@ impl Core {
     }
 
     fn finish_with_mate(&mut self, repair: &Repair) -> Result<()> {
+        if let Some(replica) = self.replica.as_mut() {
+            replica.applied.merge(&repair.target);
+        }
+        self.drop_covered();
         let Some(replica) = self.replica.as_mut() else { return Ok(()) };
-        replica.applied.merge(&repair.target);
         replica.raise_floors(&repair.floors);
         self.inventory.clock.observe(repair.clock);
         let filling = replica.stage == Stage::Filling;
@@ -443,7 +429,7 @@ impl Core {
             self.filled_by(repair);
             return self.fill_step();
         }
-        self.send(&repair.peer, Message::Compared);
+        self.send(&repair.peer, Message::Compared { id: repair.id });
         self.reason.clear();
         self.notice_lag(&repair.peer);
         self.deliver_waiting()?;

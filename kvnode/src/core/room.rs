@@ -54,7 +54,8 @@ impl Core {
             Room::None => self.say(Severity::Warn, "there is no room left: no writes are taken"),
         }
         if !self.takes_writes() {
-            (self.repair, self.transfer) = (None, None);
+            self.abandon_repair();
+            self.transfer = None;
         }
         if (before == Room::None) != (room == Room::None) {
             // The other replicas stop sending what is not taken, or go on with it, at once.

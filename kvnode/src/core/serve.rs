@@ -22,6 +22,10 @@ use crate::wire::peer::{Message, Stage, Write};
 const LIST_READ_MAX: usize = 10_000;
 /// Bytes of keys on one page.
 const LIST_WEIGHT_MAX: usize = 512 << 10;
+/// Bytes read for one page, about: nobody else is served meanwhile.
+const LIST_BYTES_MAX: usize = 32 << 20;
+/// Versions that are looked at together.
+const LIST_AT_ONCE: usize = 64;
 
 /// Who wants the answer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -217,7 +221,7 @@ impl Core {
         if let Some((parked, missing)) = self.try_serve(Parked { requester, op, context, deadline_ms })? {
             if missing.is_empty() {
                 // The client has seen a later layout: whoever hears from this node tells it.
-                self.beat_all();
+                self.beat_quiet();
             }
             self.pull_missing(&missing);
             self.waiting.parked.push(parked);
@@ -362,22 +366,25 @@ impl Core {
     ) -> Result<()> {
         let mut seen = own;
         seen.merge(&foreign);
-        let (mut keys, mut last, mut weight, mut read) = (Vec::new(), after, 0, 0);
+        let (mut keys, mut last, mut weight, mut read, mut bytes) = (Vec::new(), after, 0, 0, 0);
         let page = (limit as usize).clamp(1, 1_000);
         let more = 'pages: loop {
-            let versions = self.store.keys(prefix, last.as_ref(), page)?;
-            let end = versions.len() < page;
+            // One more than the page takes tells whether it is the last.
+            let at_once = (page - keys.len() + 1).min(LIST_AT_ONCE);
+            let versions = self.store.list(prefix, last.as_ref(), at_once)?;
+            let end = versions.len() < at_once;
             read += versions.len();
             for (key, version) in versions {
-                if keys.len() == page || weight >= LIST_WEIGHT_MAX {
+                if keys.len() == page || weight >= LIST_WEIGHT_MAX || bytes >= LIST_BYTES_MAX {
                     break 'pages true;
                 }
+                bytes += version.read;
                 if self.bearings.owns(Slot::of(&key)) {
                     seen.raise(version.dot.origin, version.dot.seq);
                     seen.merge(&version.deps);
                 }
                 last = Some(key.clone());
-                if version.value.is_some() && self.bearings.owns(Slot::of(&key)) {
+                if version.has_value && self.bearings.owns(Slot::of(&key)) {
                     weight += key.len();
                     keys.push(key);
                 }

@@ -101,6 +101,12 @@ pub enum Mutant {
     DroppedIsDone,
     /// Nobody compares with a replica that has given up a repair halfway.
     HalfRepairUntold,
+    /// What a repair brought beyond its end is left to its writer.
+    BroughtUntold,
+    /// A transfer goes on with a giver's next life, which has nothing.
+    TransferOutlivesGiver,
+    /// What another new owner has taken of the layout before counts for nobody.
+    HeldUntold,
     /// That a mate lacks writes before those that it was sent is left to time.
     GapUnnoticed,
     /// What clients wait for when the layout changes is not sent to the other replicas again.

@@ -15,14 +15,14 @@
 
 use std::collections::BTreeMap;
 
-use super::Core;
 use super::causal::Vector;
 use super::causality::{knows_end, retired_in};
 use super::replica::Replica;
 use super::settings::Mutant;
 use super::topology::Transition;
-use crate::storage::Result;
-use crate::wire::ident::{Addr, Epoch, Incarnation, NodeId, Origin, ShardId, Slot};
+use super::{Core, encode_fact};
+use crate::storage::{Fact, Result};
+use crate::wire::ident::{Addr, Dot, Epoch, Incarnation, NodeId, Origin, ShardId, Slot};
 use crate::wire::peer::{Floors, Report, Stable, Stage};
 
 fn is_below(floors: &Floors, origin: Origin) -> bool {
@@ -31,6 +31,9 @@ fn is_below(floors: &Floors, origin: Origin) -> bool {
     floors.iter().any(below)
 }
 
+pub(super) const FACT_STABLE: Fact = Fact("stable");
+/// Between two notes of what is stable.
+const NOTE_STABLE_MS: u64 = 1_000;
 /// Slots looked through per tick for what can be forgotten.
 const SLOTS_PER_TICK: usize = 16;
 
@@ -42,10 +45,24 @@ pub(super) struct Settling {
     /// What is stable, and what has to be applied here until that is settled.
     pending: Option<(Stable, Vector)>,
     sweep_after: Option<Slot>,
+    /// What is on disk of what is stable, and when that was looked at last.
+    noted: Stable,
+    noted_ms: u64,
+}
+
+impl Settling {
+    /// Goes on from what an earlier life has noted.
+    pub fn recovered(noted: Stable) -> Self {
+        Self { noted, ..Self::default() }
+    }
+
+    /// Nothing is settled under another layout; what was noted stays.
+    pub fn begin_anew(&mut self) {
+        *self = Self { noted: std::mem::take(&mut self.noted), noted_ms: self.noted_ms, ..Self::default() };
+    }
 }
 
 impl Core {
-    /// What this replica tells the other replicas of its shard.
     /// Whether a node has begun another life than that of an origin.
     pub(super) fn has_ended(&self, origin: Origin) -> bool {
         self.newest_life(origin.node).is_some_and(|life| life > origin.incarnation)
@@ -60,6 +77,7 @@ impl Core {
         }
     }
 
+    /// What this replica tells the other replicas of its shard.
     pub(super) fn report(&self) -> Report {
         let replica = self.replica.as_ref().expect("only replicas have mates to report to");
         let nodes = replica.others.iter().copied().chain([replica.origin.node]);
@@ -72,6 +90,7 @@ impl Core {
             durable: replica.durable.clone(),
             takes_writes: self.takes_writes(),
             floors: replica.floors_list(),
+            uncovered: self.uncovered_now(replica),
             lives,
         }
     }
@@ -98,6 +117,8 @@ impl Core {
         if let Some(peer) = self.peers.get_mut(from) {
             peer.report = Some(report);
         }
+        // Before it is judged by what others report whether there is more of an origin.
+        self.drop_waiting_of_ended();
         self.note_held(from, held, None);
         self.notice_lag(from);
         // It may have room again for what was not sent.
@@ -107,6 +128,27 @@ impl Core {
     pub(super) fn own_stable(&self) -> Stable {
         let shard = self.replica.as_ref().and_then(|replica| replica.shard);
         shard.and_then(|shard| self.stables.get(&shard)).cloned().unwrap_or_default()
+    }
+
+    /// Whether this node had noted, some time ago, that a write is at all replicas: also for a node that has just started, and knows
+    /// nothing else of what is stable.
+    pub(super) fn was_stable(&self, dot: Dot) -> bool {
+        let Stable { vector, floors } = &self.settling.noted;
+        vector.covers(dot) || is_below(floors, dot.origin)
+    }
+
+    /// Notes on disk what is stable, once in a while.
+    fn note_stable(&mut self) {
+        let now = self.now.mono_ms;
+        if now.saturating_sub(self.settling.noted_ms) < NOTE_STABLE_MS {
+            return;
+        }
+        self.settling.noted_ms = now;
+        let stable = self.own_stable();
+        if stable != self.settling.noted {
+            self.store.set_fact(FACT_STABLE, encode_fact(&stable));
+            self.settling.noted = stable;
+        }
     }
 
     /// Takes over what a shard says is stable. It only ever grows.
@@ -162,10 +204,12 @@ impl Core {
             }
         }
         self.settle();
+        self.note_stable();
         if self.takes_writes() { self.sweep() } else { Ok(()) }
     }
 
     fn retire(&mut self, floors: &Floors) {
+        self.drop_covered();
         let Some(replica) = self.replica.as_mut() else { return };
         let before = replica.floors.clone();
         replica.raise_floors(floors);
@@ -226,6 +270,7 @@ impl Core {
         let held_equally = |origin: Origin| {
             let mine = (replica.applied.get(origin), replica.durable.get(origin));
             mine.0 == mine.1
+                && !self.is_uncovered_anywhere(replica, origin)
                 && reports.iter().all(|report| {
                     retired_in(report, origin) || (report.applied.get(origin), report.durable.get(origin)) == mine
                 })
@@ -296,7 +341,7 @@ impl Core {
             self.prune(&mut deps);
             let forget = steady && version.value.is_none() && deps.is_empty() && self.is_settled(&version);
             if forget {
-                self.inventory.discard(&mut *self.store, &key, &version);
+                self.inventory.discard(&mut *self.store, &key, version.dot, false);
                 continue;
             }
             dirty |= version.value.is_none() || !deps.is_empty();

@@ -45,7 +45,7 @@ pub async fn read<E>(
             return Err(Refusal::BodyTooLarge { max });
         }
         if !lease.grow(piece.len()) {
-            return Err(Refusal::Busy { what: "request bodies".to_owned() });
+            return Err(Refusal::NoRoomForBody);
         }
         whole = whole.and(piece);
         now = Instant::now();
@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(read_pieces(1, 100).await, Ok(Bytes::from_static(b"0123456789")));
         assert_eq!(read_pieces(3, 100).await.unwrap(), "0123456789".repeat(3));
         assert_eq!(read_pieces(4, 100).await, Err(Refusal::BodyTooLarge { max: 30 }));
-        assert!(matches!(read_pieces(3, 20).await, Err(Refusal::Busy { .. })));
+        assert_eq!(read_pieces(3, 20).await, Err(Refusal::NoRoomForBody));
         // Its length is told in advance: nothing of it is read.
         let mut lease = Budget::new(0).lease();
         let told = Full::new(Bytes::from(vec![0; 31]));

@@ -1,7 +1,6 @@
 //! `/drill`: what is injected at this node, for drills. Refused by a node that was not started for them.
 
 use hyper::{Method, StatusCode};
-use serde_json::Value;
 
 use super::reply::{Refusal, Reply};
 use crate::drill::Injected;
@@ -27,12 +26,7 @@ pub fn handle(node: &NodeHandle, method: &Method, body: &[u8]) -> Result<Reply, 
 }
 
 fn injected(body: &[u8], node: &NodeHandle) -> Result<Injected, Refusal> {
-    // A sequence would pass for the object with its fields in order.
-    let value: Value = serde_json::from_slice(body).map_err(|error| Refusal::BadBody(error.to_string()))?;
-    if !value.is_object() {
-        return Err(Refusal::BadBody("it must be a JSON object".to_owned()));
-    }
-    let injected: Injected = serde_json::from_value(value).map_err(|error| Refusal::BadBody(error.to_string()))?;
+    let injected: Injected = super::admin::object(body)?;
     injected.check(&node.peers()).map_err(Refusal::BadBody)?;
     Ok(injected)
 }

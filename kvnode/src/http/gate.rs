@@ -61,6 +61,9 @@ pub struct Budget {
     max: usize,
 }
 
+/// Bodies and answers below this size are not counted while they wait: requests and connections are, and that bounds them.
+pub const SMALL: usize = 4 << 10;
+
 /// A part of a [`Budget`], given back when dropped.
 #[derive(Debug)]
 pub struct Lease {
@@ -79,6 +82,11 @@ impl Budget {
 }
 
 impl Lease {
+    /// Whether it is worth to be kept for what is held no longer than a request waits.
+    pub fn is_large(&self) -> bool {
+        self.bytes >= SMALL
+    }
+
     /// Takes `more` bytes; `false`, and nothing taken, if they are not there.
     pub fn grow(&mut self, more: usize) -> bool {
         let before = self.budget.held.fetch_add(more, Ordering::SeqCst);

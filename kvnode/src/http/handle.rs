@@ -1,5 +1,6 @@
 //! One request, from its parts to its answer.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use serde_json::json;
 use super::accept::Caller;
 use super::admin::{self, ReshardQuery};
 use super::fields::{self, Fields};
-use super::gate::Lease;
+use super::gate::{Lease, SMALL};
 use super::reply::{Refusal, Reply};
 use super::route::Route;
 use super::{Front, body, drill, query, streams};
@@ -57,19 +58,20 @@ async fn respond(caller: &Arc<Caller>, mut request: Request<Incoming>) -> Result
     caller.progress.body_is_read();
     let parts = Parts { method: head.method, target: head.uri, headers: head.headers };
     let route = Route::of(parts.target.path()).ok_or(Refusal::UnknownPath)?;
-    let reply = dispatch(front, &parts, route, body).await?;
+    let reply = dispatch(front, &parts, route, Counted(body, lease)).await?;
     drop(ticket);
-    hold(reply, lease, &parts.method)
+    hold(reply, front.client_bodies.lease(), &parts.method)
 }
 
-/// Answers below this size are not counted: connections are, and that bounds them.
-const SMALL_ANSWER: usize = 4 << 10;
+/// A body, and what counts its bytes. What is kept of it is a copy: the body goes before the node is asked, its lease once the node
+/// has answered.
+struct Counted(Bytes, Lease);
 
 /// Counts a large answer until it is taken: clients that read slowly must not fill the memory. Only a read can be turned
 /// away at this point; what has been done is answered whatever it costs.
 fn hold(reply: Reply, mut lease: Lease, method: &Method) -> Result<Reply, Refusal> {
     let size = reply.body.len();
-    if size < SMALL_ANSWER || !matches!(*method, Method::GET | Method::HEAD) {
+    if size < SMALL || !matches!(*method, Method::GET | Method::HEAD) {
         return Ok(reply);
     }
     if !lease.grow(size) {
@@ -78,10 +80,13 @@ fn hold(reply: Reply, mut lease: Lease, method: &Method) -> Result<Reply, Refusa
     Ok(reply.held_by(lease))
 }
 
-async fn dispatch(front: &Front, parts: &Parts, route: Route<'_>, body: Bytes) -> Result<Reply, Refusal> {
+async fn dispatch(front: &Front, parts: &Parts, route: Route<'_>, body: Counted) -> Result<Reply, Refusal> {
     let node = &front.node;
+    if let Route::Key(raw) = route {
+        return on_key(front, parts, raw, body).await;
+    }
+    let Counted(body, _lease) = body;
     match route {
-        Route::Key(raw) => on_key(front, parts, raw, &body).await,
         Route::Keys => {
             let fields = Fields::of(&body)?;
             let op = query::list(parts.target.query().unwrap_or(""))?;
@@ -119,13 +124,14 @@ async fn dispatch(front: &Front, parts: &Parts, route: Route<'_>, body: Bytes) -
         Route::Ready => ready(front),
         Route::Status => Ok(Reply::ok(&node.status())),
         Route::Metrics => Ok(Reply::bytes("text/plain; version=0.0.4; charset=utf-8", node.metrics().into_bytes())),
-        // It was answered before its body was read.
-        Route::Peer => Err(Refusal::UnknownPath),
+        // The one was answered before its body was read, the other above.
+        Route::Peer | Route::Key(_) => Err(Refusal::UnknownPath),
     }
 }
 
-async fn on_key(front: &Front, parts: &Parts, raw: &str, body: &[u8]) -> Result<Reply, Refusal> {
-    let fields = Fields::of(body)?;
+async fn on_key(front: &Front, parts: &Parts, raw: &str, body: Counted) -> Result<Reply, Refusal> {
+    let Counted(body, lease) = body;
+    let fields = Fields::of(&body)?;
     let key = fields::key(raw, front.limits.max_key_chars)?;
     let op = match parts.method {
         Method::PUT => Op::Put { key, value: fields.value()? },
@@ -133,7 +139,9 @@ async fn on_key(front: &Front, parts: &Parts, raw: &str, body: &[u8]) -> Result<
         _ => Op::Get { key },
     };
     let tokens = fields.tokens(&parts.headers)?;
-    Ok(Reply::of(front.node.request(op, tokens).await))
+    drop(body);
+    let held = lease.is_large().then(|| Box::new(lease) as Box<dyn Any + Send>);
+    Ok(Reply::of(front.node.request_holding(op, tokens, held).await))
 }
 
 async fn key_count(front: &Front, raw: &str) -> Result<Reply, Refusal> {

@@ -12,7 +12,9 @@
 //!
 //! Decisions where the contract leaves room: HEAD is GET without the body; OPTIONS is a method that no path has (405). A
 //! field given twice in a body is refused (400), an unknown one is ignored. A `%` that starts no escape is refused. Bodies
-//! of requests that have no use for one are read, within the bounds, and ignored. In a query `+` is a space.
+//! of requests that have no use for one are read, within the bounds, and ignored. In a query `+` is a space. A `#` ends the path, as
+//! in any URL: in a key it has to be written `%23`. A page of keys has 1,000 at most, fewer where values are large; its cursor tells
+//! whether there are more. A reshard that changes nothing has no job: with `?wait=false`, too, it is answered with its result.
 
 use std::sync::Arc;
 

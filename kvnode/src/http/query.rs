@@ -12,7 +12,7 @@ use crate::wire::ident::Key;
 
 /// Keys of a page where the client doesn't say.
 const PAGE_DEFAULT: u32 = 100;
-/// Keys of a page at most: what one answer may cost every shard.
+/// Keys of a page at most: what one answer may cost every shard. Whoever asks for more gets so many, and a cursor.
 const PAGE_MAX: u32 = 1000;
 
 /// The cursor after which the next page starts.
@@ -43,11 +43,12 @@ fn decoded(raw: &str, what: &'static str) -> Result<String, Refusal> {
 }
 
 fn page_size(raw: &str) -> Result<u32, Refusal> {
-    let bad = Refusal::BadQuery("limit must be a number from 1 to 1000");
+    let bad = Refusal::BadQuery("limit must be a whole number from 1");
     if raw.is_empty() || !raw.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(bad);
     }
-    raw.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit)).ok_or(bad)
+    let limit: u32 = raw.parse().map_err(|_| bad.clone())?;
+    if limit == 0 { Err(bad) } else { Ok(limit.min(PAGE_MAX)) }
 }
 
 fn position(raw: &str) -> Result<Option<Key>, Refusal> {
@@ -71,14 +72,14 @@ mod tests {
         assert_eq!(list(""), op("", None, 100));
         assert_eq!(list("prefix=a%2Fb+c&limit=7&other=1"), op("a/b c", None, 7));
         assert_eq!(list("limit=1000&cursor="), op("", None, 1000));
+        assert_eq!(list("limit=1001"), op("", None, 1000));
         let next = format!("cursor={}", cursor(&Arc::from("é/?")));
         assert_eq!(list(&next), op("", Some("é/?"), 100));
     }
 
     #[test]
     fn bad_queries() {
-        let limits =
-            ["limit=", "limit=0", "limit=1001", "limit=-1", "limit=+1", "limit=x", "limit=1180591620717411303424"];
+        let limits = ["limit=", "limit=0", "limit=-1", "limit=+1", "limit=x", "limit=1180591620717411303424"];
         for bad in limits.into_iter().chain(["limit", "cursor=null", "cursor=%41", "cursor=!", "prefix=%FF"]) {
             assert!(matches!(list(bad), Err(Refusal::BadQuery(_))), "{bad}");
         }

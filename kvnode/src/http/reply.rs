@@ -49,6 +49,8 @@ pub enum Refusal {
     },
     BodyStalled,
     BodyBroken,
+    /// Bodies of other requests take up all the memory there is for them.
+    NoRoomForBody,
     BadBody(String),
     BadKey(&'static str),
     KeyTooLong,
@@ -220,8 +222,10 @@ impl Refusal {
                 Reply::error(StatusCode::METHOD_NOT_ALLOWED, "The path does not have this method").with((ALLOW, allow))
             }
             Self::BodyTooLarge { max } => {
-                Reply::error(StatusCode::PAYLOAD_TOO_LARGE, &format!("The body is larger than {max} bytes"))
+                // What is left of it is not read.
+                Reply::error(StatusCode::PAYLOAD_TOO_LARGE, &format!("The body is larger than {max} bytes")).with(CLOSE)
             }
+            Self::NoRoomForBody => Self::Busy { what: "request bodies".to_owned() }.reply().with(CLOSE),
             Self::BodyStalled => {
                 Reply::error(StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time").with(CLOSE)
             }

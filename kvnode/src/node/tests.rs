@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::storage::gauge::Gauge;
 use crate::storage::memory::MemoryStore;
-use crate::storage::{Fact, Head, Version};
+use crate::storage::{Fact, Head, Listed, Version};
 use crate::wire::ident::{Incarnation, Key, Slot};
 
 /// Syncs that wait until they are let through.
@@ -18,8 +18,18 @@ struct SlowDisk {
     changed: Condvar,
 }
 
+/// What a commit comes to.
+#[derive(Clone, Copy, Default)]
+enum Breaks {
+    #[default]
+    No,
+    Fails,
+    Panics,
+}
+
 #[derive(Default)]
 struct State {
+    breaks: Breaks,
     stuck: bool,
     /// Syncs that wait now.
     waiting: usize,
@@ -60,7 +70,7 @@ impl Syncer for SlowDisk {
     }
 }
 
-/// Memory that says it has to be synced.
+/// Memory that says it has to be synced, and breaks when it is told to.
 struct SyncedStore(MemoryStore, Arc<SlowDisk>);
 
 impl Store for SyncedStore {
@@ -100,12 +110,21 @@ impl Store for SyncedStore {
         self.0.keys(prefix, after, limit)
     }
 
+    fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Listed)>> {
+        self.0.list(prefix, after, limit)
+    }
+
     fn scan(&self, visit: &mut dyn FnMut(Slot, &Key, &Version)) -> Result<()> {
         self.0.scan(visit)
     }
 
     fn commit(&mut self) -> Result<bool> {
-        self.0.commit()
+        let breaks = lock(&self.1.state).breaks;
+        match breaks {
+            Breaks::No => self.0.commit(),
+            Breaks::Fails => Err(StoreError::Io("no disk any more".into())),
+            Breaks::Panics => panic!("a broken engine"),
+        }
     }
 
     fn syncer(&self) -> Option<Arc<dyn Syncer>> {
@@ -189,6 +208,48 @@ async fn nobody_reads_what_still_waits_for_the_disk() {
     disk.set_stuck(false);
     assert!(matches!(put.await.unwrap(), Answer::Created { replicas: 1, .. }));
     assert!(matches!(read.await.unwrap(), Answer::Found { value, .. } if &*value == b"1"));
+}
+
+/// Nobody waits for a node that has failed, nobody is told that a write is not done that may be, and the process learns of it, also where
+/// the loop has panicked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_fails_leaves_nobody_waiting() {
+    for breaks in [Breaks::Fails, Breaks::Panics] {
+        let disk = Arc::new(SlowDisk::default());
+        let node = NodeHandle::start(alone(Box::new(SyncedStore(MemoryStore::new(), disk.clone())))).unwrap();
+        ready(&node).await;
+        lock(&disk.state).breaks = breaks;
+        let key: Key = "k".into();
+        let limit = Duration::from_secs(5);
+        let put = || node.request(Op::Put { key: key.clone(), value: "1".into() }, Vec::new());
+        assert_eq!(timeout(limit, put()).await, Ok(Answer::OutcomeUnknown), "it may have got to others");
+        assert!(!timeout(limit, node.failed()).await.expect("it says so").is_empty());
+        // From now on nothing of a request is done.
+        let failing = Ok(Answer::NotReady { reason: FAILING.into() });
+        assert_eq!(timeout(limit, put()).await, failing);
+        assert_eq!(timeout(limit, node.request(Op::Get { key: key.clone() }, Vec::new())).await, failing);
+        let asked = timeout(limit, node.admin(AdminOp::Abort)).await;
+        assert_eq!(asked, Ok(AdminAnswer::NotReady(FAILING.into())));
+    }
+}
+
+/// What counts a request's memory is held until the request is over, not only as long as its client listens.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_request_holds_outlives_its_client() {
+    let disk = Arc::new(SlowDisk::default());
+    let unstuck = Unstuck(disk.clone());
+    let node = NodeHandle::start(alone(Box::new(SyncedStore(MemoryStore::new(), disk.clone())))).unwrap();
+    ready(&node).await;
+    disk.set_stuck(true);
+    let held = Arc::new(());
+    let op = Op::Put { key: "k".into(), value: "1".into() };
+    let put = node.request_holding(op, Vec::new(), Some(Box::new(held.clone())));
+    timeout(Duration::from_millis(200), put).await.expect_err("it waits for the disk");
+    assert_eq!(Arc::strong_count(&held), 2, "the request goes on");
+    drop(unstuck);
+    let mut turns = node.shared.turns.subscribe();
+    let given_back = async { while Arc::strong_count(&held) > 1 && turns.changed().await.is_ok() {} };
+    timeout(Duration::from_secs(5), given_back).await.expect("the request is over");
 }
 
 /// A node, and the port where its peers reach it. The server ends with what is returned last.

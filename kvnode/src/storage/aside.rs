@@ -17,7 +17,12 @@ use super::Version;
 pub struct Aside {
     path: PathBuf,
     staged: Vec<u8>,
+    failed: Option<std::io::Error>,
+    unsynced: bool,
 }
+
+/// What is put aside goes to the file in parts of this size: it may be all that a node has.
+const PART: usize = 1 << 20;
 
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -32,7 +37,7 @@ struct Line<'a> {
 
 impl Aside {
     pub fn new(path: PathBuf) -> Self {
-        Self { path, staged: Vec::new() }
+        Self { path, staged: Vec::new(), failed: None, unsynced: false }
     }
 
     /// Adds a line; [`Aside::write`] puts it on the disk.
@@ -41,6 +46,17 @@ impl Aside {
         let line = Line { key, value, deleted: version.value.is_none(), written_ms: version.stamp.millis() };
         serde_json::to_writer(&mut self.staged, &line).expect("a line holds nothing that JSON refuses");
         self.staged.push(b'\n');
+        if self.staged.len() >= PART && self.failed.is_none() {
+            self.failed = self.append().err();
+        }
+    }
+
+    fn append(&mut self) -> std::io::Result<()> {
+        let mut file = File::options().create(true).append(true).open(&self.path)?;
+        file.write_all(&self.staged)?;
+        self.staged.clear();
+        self.unsynced = true;
+        Ok(())
     }
 
     /// Appends what was added, down to the disk. After a crash in the middle it may be there twice.
@@ -48,13 +64,15 @@ impl Aside {
     /// # Errors
     /// If the file can't be written.
     pub fn write(&mut self) -> std::io::Result<()> {
-        if self.staged.is_empty() {
-            return Ok(());
+        if let Some(error) = self.failed.take() {
+            return Err(error);
         }
-        let mut file = File::options().create(true).append(true).open(&self.path)?;
-        file.write_all(&self.staged)?;
-        file.sync_all()?;
-        self.staged.clear();
+        if !self.staged.is_empty() {
+            self.append()?;
+        }
+        if std::mem::take(&mut self.unsynced) {
+            File::options().append(true).open(&self.path)?.sync_all()?;
+        }
         Ok(())
     }
 }

@@ -26,7 +26,9 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::aside::Aside;
 use super::gauge::{Ballast, Gauge, Usage, free_bytes};
-use super::{Fact, Head, Result, Store, StoreError, Syncer, Version, decode, decode_head, encode, probe};
+use super::{
+    Fact, Head, Listed, Result, Store, StoreError, Syncer, Version, decode, decode_head, decode_listed, encode, probe,
+};
 use crate::core::room::Room;
 use crate::wire::ident::{Key, Slot};
 
@@ -173,15 +175,44 @@ impl DurableStore {
         let _ = fs::write(dir.join(ENDED_IN_ORDER), b"");
     }
 
-    fn staged_in<'a>(
+    fn staged_in<'a, T>(
         &'a self,
         after: Option<&Key>,
         belongs: impl Fn(Slot, &Key) -> bool + 'a,
-    ) -> BTreeMap<Key, Option<Version>> {
+        staged_as: impl Fn(&Version) -> T,
+    ) -> BTreeMap<Key, Option<T>> {
         let start = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.clone()));
         let all = self.staged.range((start, Bound::Unbounded));
         let staged = all.filter(|(key, Staged { slot, .. })| belongs(*slot, key));
-        staged.map(|(key, Staged { version, .. })| (key.clone(), version.clone())).collect()
+        staged.map(|(key, Staged { version, .. })| (key.clone(), version.as_ref().map(&staged_as))).collect()
+    }
+
+    /// What there is of keys that start with `prefix`, in key order: what is stored by way of `stored_as`, staged changes by way of
+    /// `staged_as`.
+    fn in_order<T>(
+        &self,
+        prefix: &str,
+        after: Option<&Key>,
+        limit: usize,
+        stored_as: impl Fn(&[u8]) -> Result<T>,
+        staged_as: impl Fn(&Version) -> T,
+    ) -> Result<Vec<(Key, T)>> {
+        let start = match after {
+            Some(after) if after.as_ref() >= prefix => Bound::Excluded(after.as_bytes().to_vec()),
+            _ => Bound::Included(prefix.as_bytes().to_vec()),
+        };
+        let range = self.keys.range::<Vec<u8>, _>((start, Bound::Unbounded)).map(|entry| -> Result<_> {
+            let (key, slot) = entry.into_inner()?;
+            Ok((decode_key(&key)?, decode_slot(&slot)?))
+        });
+        let within = range.take_while(|entry| entry.as_ref().map_or(true, |(key, _)| key.starts_with(prefix)));
+        let stored = within.map(|entry| {
+            let (key, slot) = entry?;
+            let bytes = self.versions.get(version_key(slot, &key))?;
+            let bytes = bytes.ok_or_else(|| StoreError::Damaged("a listed key without a version".into()))?;
+            Ok((key, stored_as(&bytes)?))
+        });
+        overlay(stored, self.staged_in(after, |_, key| key.starts_with(prefix), staged_as), limit)
     }
 
     fn stage(&mut self, slot: Slot, key: &Key, version: Option<Version>) {
@@ -213,11 +244,11 @@ fn set_aside(dir: &Path) -> Result<PathBuf> {
 }
 
 /// Takes up to `limit` of what is stored, in order, with the staged changes over it.
-fn overlay(
-    stored: impl Iterator<Item = Result<(Key, Version)>>,
-    mut staged: BTreeMap<Key, Option<Version>>,
+fn overlay<T>(
+    stored: impl Iterator<Item = Result<(Key, T)>>,
+    mut staged: BTreeMap<Key, Option<T>>,
     limit: usize,
-) -> Result<Vec<(Key, Version)>> {
+) -> Result<Vec<(Key, T)>> {
     let mut all = Vec::new();
     for entry in stored {
         let (key, version) = entry?;
@@ -296,27 +327,15 @@ impl Store for DurableStore {
             let (key, bytes) = entry.into_inner()?;
             Ok((decode_key(key.get(2..).unwrap_or_default())?, decode(&bytes)?))
         });
-        overlay(stored, self.staged_in(after, move |in_slot, _| in_slot == slot), limit)
+        overlay(stored, self.staged_in(after, move |in_slot, _| in_slot == slot, Version::clone), limit)
     }
 
     fn keys(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>> {
-        let start = match after {
-            Some(after) if after.as_ref() >= prefix => Bound::Excluded(after.as_bytes().to_vec()),
-            _ => Bound::Included(prefix.as_bytes().to_vec()),
-        };
-        let range = self.keys.range::<Vec<u8>, _>((start, Bound::Unbounded)).map(|entry| -> Result<_> {
-            let (key, slot) = entry.into_inner()?;
-            Ok((decode_key(&key)?, decode_slot(&slot)?))
-        });
-        let within = range.take_while(|entry| entry.as_ref().map_or(true, |(key, _)| key.starts_with(prefix)));
-        let stored = within.map(|entry| {
-            let (key, slot) = entry?;
-            let bytes = self.versions.get(version_key(slot, &key))?;
-            let bytes = bytes.ok_or_else(|| StoreError::Damaged("a listed key without a version".into()))?;
-            Ok((key, decode(&bytes)?))
-        });
-        let staged = self.staged_in(after, |_, key| key.starts_with(prefix));
-        overlay(stored, staged, limit)
+        self.in_order(prefix, after, limit, decode, Version::clone)
+    }
+
+    fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Listed)>> {
+        self.in_order(prefix, after, limit, decode_listed, Listed::of)
     }
 
     fn scan(&self, visit: &mut dyn FnMut(Slot, &Key, &Version)) -> Result<()> {

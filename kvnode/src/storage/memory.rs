@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::gauge::{Counter, Gauge};
-use super::{Fact, Head, Result, Store, Syncer, Version, decode, decode_head, encode};
+use super::{Fact, Head, Listed, Result, Store, Syncer, Version, decode, decode_head, decode_listed, encode};
 use crate::wire::ident::{Key, Slot};
 
 #[derive(Debug, Default)]
@@ -98,6 +98,14 @@ impl MemoryStore {
         self.versions.insert(key.clone(), version)
     }
 
+    fn within<'a>(&'a self, prefix: &'a str, after: Option<&Key>) -> impl Iterator<Item = (&'a Key, &'a Encoded)> {
+        let start = match after {
+            Some(after) if after.as_ref() >= prefix => Bound::Excluded(after.clone()),
+            _ => Bound::Included(Key::from(prefix)),
+        };
+        self.versions.range((start, Bound::Unbounded)).take_while(move |(key, _)| key.starts_with(prefix))
+    }
+
     fn displace(&mut self, slot: Slot, key: &Key) -> Option<Encoded> {
         if let Some(keys) = self.slots.get_mut(&slot) {
             keys.remove(key);
@@ -168,13 +176,12 @@ impl Store for MemoryStore {
     }
 
     fn keys(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>> {
-        let start = match after {
-            Some(after) if after.as_ref() >= prefix => Bound::Excluded(after.clone()),
-            _ => Bound::Included(Key::from(prefix)),
-        };
-        let range = self.versions.range((start, Bound::Unbounded));
-        let within = range.take_while(|(key, _)| key.starts_with(prefix)).take(limit);
-        within.map(|(key, version)| Ok((key.clone(), decode(version)?))).collect()
+        self.within(prefix, after).take(limit).map(|(key, version)| Ok((key.clone(), decode(version)?))).collect()
+    }
+
+    fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Listed)>> {
+        let within = self.within(prefix, after).take(limit);
+        within.map(|(key, version)| Ok((key.clone(), decode_listed(version)?))).collect()
     }
 
     fn scan(&self, visit: &mut dyn FnMut(Slot, &Key, &Version)) -> Result<()> {

@@ -39,6 +39,24 @@ pub struct Head {
     pub has_value: bool,
 }
 
+/// A version without its value, as a listing looks at it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    pub dot: Dot,
+    /// No tombstone.
+    pub has_value: bool,
+    pub deps: Vector,
+    /// Bytes that were read for it.
+    pub read: usize,
+}
+
+impl Listed {
+    fn of(version: &Version) -> Self {
+        let read = version.value.as_ref().map_or(0, Bytes::len);
+        Self { dot: version.dot, has_value: version.value.is_some(), deps: version.deps.clone(), read }
+    }
+}
+
 impl Version {
     pub fn head(&self) -> Head {
         Head { stamp: self.stamp, dot: self.dot, has_value: self.value.is_some() }
@@ -59,6 +77,21 @@ fn encode(version: &Version) -> Vec<u8> {
 
 fn decode(bytes: &[u8]) -> Result<Version> {
     postcard::from_bytes(body_of(bytes)?).map_err(|error| StoreError::Damaged(error.to_string()))
+}
+
+fn decode_listed(bytes: &[u8]) -> Result<Listed> {
+    /// As [`Version`], where the value stays where it is.
+    #[derive(Deserialize)]
+    struct Borrowed<'a> {
+        _stamp: Stamp,
+        dot: Dot,
+        #[serde(borrow)]
+        value: Option<&'a [u8]>,
+        deps: Vector,
+    }
+    let version: Borrowed<'_> =
+        postcard::from_bytes(body_of(bytes)?).map_err(|error| StoreError::Damaged(error.to_string()))?;
+    Ok(Listed { dot: version.dot, has_value: version.value.is_some(), deps: version.deps, read: bytes.len() })
 }
 
 fn decode_head(bytes: &[u8]) -> Result<Head> {
@@ -135,6 +168,9 @@ pub trait Store: Send {
     /// `after`. Staged changes included.
     fn keys(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>>;
 
+    /// The same without a copy of the values.
+    fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Listed)>>;
+
     /// Calls `visit` once for every version, in no particular order. For start-up, when nothing is staged.
     fn scan(&self, visit: &mut dyn FnMut(Slot, &Key, &Version)) -> Result<()>;
 
@@ -169,6 +205,9 @@ mod tests {
             let version = Version { stamp: Stamp::from_millis(1_900_000_000_001), dot, value, deps: Vector::of(dot) };
             let bytes = encode(&version);
             assert_eq!(decode_head(&bytes).expect("it was encoded"), version.head());
+            let listed = decode_listed(&bytes).expect("it was encoded");
+            let has_value = version.value.is_some();
+            assert_eq!(listed, Listed { dot, has_value, deps: Vector::of(dot), read: bytes.len() });
             assert_eq!(decode(&bytes).expect("it was encoded"), version);
         }
         assert!(decode_head(&[FORMAT, 1]).is_err());

@@ -15,7 +15,7 @@ use crate::core::topology::{ClusterId, Proposal, RequestId, SlotRun, Topology, T
 use crate::storage::Version;
 
 /// First byte of every batch. A node refuses a version that it does not know.
-pub const PROTOCOL_VERSION: u8 = 5;
+pub const PROTOCOL_VERSION: u8 = 6;
 
 /// Messages from one life of a node to one life of another.
 ///
@@ -73,6 +73,8 @@ pub struct Report {
     pub takes_writes: bool,
     pub applied: Vector,
     pub durable: Vector,
+    /// Of writes that are there and not in `applied`: the newest of each origin.
+    pub uncovered: Vector,
     pub floors: Floors,
     /// The newest life that the reporter knows of each member of the shard.
     pub lives: Vec<(NodeId, Incarnation)>,
@@ -87,6 +89,8 @@ pub struct Progress {
     pub settled: Option<Epoch>,
     /// What this node, as an old member, has to hand over.
     pub handed: Option<Handed>,
+    /// What this member of the new layout has of the layout before.
+    pub held: Vector,
     pub moves: Vec<Move>,
 }
 
@@ -192,8 +196,10 @@ pub enum Message {
     },
     /// "My log does not reach back to what you lack: repair from my store."
     Behind,
-    /// "I have compared all that I have of our shard with what you have."
-    Compared,
+    /// "I have compared all that I have of our shard with what you had when I began this repair."
+    Compared {
+        id: u64,
+    },
 
     /// "Give me these slots as the shard has them in that epoch."
     RepairStart {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::http::Body;
+use crate::http::{Answer, Body};
 use crate::support::{Cluster, poll, within};
 
 fn filled(c: &Cluster, keys: usize) -> String {
@@ -181,6 +181,9 @@ fn what_only_a_removed_node_had_is_set_aside() {
     c.all().into_iter().for_each(|node| run(&mut c, node));
     c.wait_ready(&c.all());
     let token = c.put(0, "shared", "1", "").expect(201).token();
+    // A context that names nothing any more says that all have it.
+    let names_it = |c: &Cluster| c.read(0, "shared", &token).expect(200).token().len() >= token.len();
+    within(Duration::from_secs(15), "all have what is shared", || !names_it(&c));
     c.signal(1, "STOP");
     c.signal(2, "STOP");
     // From here on its links are busy with what was not answered, or closed, and those two open no others: nothing that comes now
@@ -203,5 +206,43 @@ fn what_only_a_removed_node_had_is_set_aside() {
     let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let alone = lines.iter().find(|line| line["key"] == "alone").unwrap_or_else(|| panic!("{lines:?}"));
     assert_eq!(alone["value"], serde_json::json!({"n": 1}));
+    assert!(lines.iter().all(|line| line["key"] != "shared"), "it was at all of them: {lines:?}");
     c.read(1, "shared", &token).expect_result(200, "found");
+}
+
+/// FORM_WITHOUT is about the formation. A replica that has lost its data later must not take another for empty that is there and only
+/// silent: it may have all there is.
+#[test]
+fn who_may_be_missing_at_the_formation_is_waited_for_later() {
+    let mut c = Cluster::planned(4, 2, &[]);
+    let may_be_missing = c.name(1);
+    c.run(0, &[("FORM_WITHOUT", &may_be_missing)]);
+    [1, 2, 3].into_iter().for_each(|node| c.run(node, &[]));
+    c.wait_ready(&c.all());
+    let mut token = String::new();
+    for number in 0..20 {
+        token = c.put(0, &format!("k{number}"), "1", &token).expect(201).token();
+    }
+    c.kill(&[0]);
+    c.signal(1, "STOP");
+    within(Duration::from_secs(15), "a view of two", || c.view(2).len() == 2);
+    // It gets the topology from the other shard's nodes, and no data from anybody.
+    c.run(0, &[("FORM_WITHOUT", &may_be_missing)]);
+    within(Duration::from_secs(15), "the topology", || {
+        c.try_send(0, "GET", "/shard/ids", &[], Body::None).is_ok_and(|answer| answer.status == 200)
+    });
+    let waits = format!("waiting for {may_be_missing}");
+    let says_so = |answer: Answer| answer.status == 503 && answer.text().contains(&waits);
+    within(Duration::from_secs(15), "a word of whom it waits for", || says_so(c.get(0, "/ready")));
+    // Longer than it waits for anybody.
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(4) {
+        assert_eq!(c.get(0, "/ready").status, 503, "it serves without data");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    c.signal(1, "CONT");
+    c.wait_ready(&c.all());
+    for number in 0..20 {
+        c.read(0, &format!("k{number}"), &token).expect_result(200, "found");
+    }
 }

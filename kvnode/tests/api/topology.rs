@@ -209,6 +209,10 @@ fn a_job_is_told_of_while_it_runs_and_afterwards() {
     });
     assert!(ended.is_some(), "{last}");
     assert!(last.to_string().contains(&job.to_string()), "job {job} is not the last: {last}");
+    let figure = |name: &str| last[name].as_u64().unwrap_or_else(|| panic!("no {name}: {last}"));
+    assert!(figure("keys") > 0 && figure("keys") <= figure("keys-total"), "{last}");
+    assert!(figure("bytes") > 0 && figure("bytes") <= figure("bytes-total"), "{last}");
+    assert_eq!(last["rate"], json!({ "keys": 0, "bytes": 0 }), "nothing moves any more");
     // From a node that was not asked, too.
     within(THREE_SECONDS, "the last job at node 0", || {
         c.get(0, "/shard/reshard").expect(200).json()["phase"] == "done"

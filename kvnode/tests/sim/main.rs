@@ -186,6 +186,21 @@ fn what_an_abandoned_repair_brought_reaches_all() {
     shows(scenarios::what_an_abandoned_repair_brought_reaches_all, Mutant::HalfRepairUntold);
 }
 
+#[test]
+fn what_a_repair_brought_beyond_its_end_reaches_all() {
+    shows(scenarios::what_a_repair_brought_beyond_its_end_reaches_all, Mutant::BroughtUntold);
+}
+
+#[test]
+fn a_giver_that_comes_back_empty_ends_the_transfer() {
+    shows(reshard::a_giver_that_comes_back_empty_ends_the_transfer, Mutant::TransferOutlivesGiver);
+}
+
+#[test]
+fn what_a_new_member_took_before_the_write_off_reaches_all() {
+    shows(written_off::what_a_new_member_took_before_the_write_off_reaches_all, Mutant::HeldUntold);
+}
+
 /// What many seeds have shown.
 #[derive(Default)]
 struct Total {

@@ -465,3 +465,51 @@ pub fn an_old_member_without_its_data_makes_nobody_drop_theirs() -> Result<(), S
         lost => Err(format!("{lost} of {} keys are gone at their owners", moved.len())),
     }
 }
+
+/// Node 5 takes over from node 0 what was written after its copy was made, in several steps; after the first, node 0 is wiped, and is back
+/// at once with nothing. That it has nothing must not be taken for all there is.
+pub fn a_giver_that_comes_back_empty_ends_the_transfer(mutant: Option<Mutant>) -> Result<(), String> {
+    const KEYS: usize = 1_500;
+    let mut world = cluster(mutant);
+    cut(&mut world, &[2], &[3, 4, 5]);
+    reshard(&mut world, 0);
+    let copied = |world: &World, node: usize| world.core(node).is_some_and(|core| core.has_copies());
+    wait_for(&mut world, 3_000, "the copy", |world| copied(world, 5))?;
+    cut(&mut world, &[5], &[0, 1, 2]);
+    let numbers = (0..).map(|number| format!("key-{number}"));
+    let keys: Vec<Key> = numbers
+        .filter(|key| (5_470..8_192).contains(&Slot::of(key).0))
+        .take(KEYS)
+        .map(|key| key.as_str().into())
+        .collect();
+    for (id, key) in (10..).zip(&keys) {
+        world.request(0, id, put(key, "1"), Vec::new());
+        // Before node 5 is missed.
+        if id % 100 == 0 {
+            world.run_until(10, |_| false);
+        }
+    }
+    world.weather.retain(|&(from, to), _| from == 5 || to == 5);
+    wait_for(&mut world, 4_000, "the flip", |world| epoch_at(world, 5) == 2)?;
+    // From node 0 alone, and slowly.
+    for (from, to) in [(0, 5), (5, 0)] {
+        world.weather.insert((from, to), Weather { delay_ms: (40, 40), ..Weather::FAIR });
+    }
+    let count = |world: &World, node: usize| keys.iter().filter(|key| world.stored(node).contains(key)).count();
+    wait_for(&mut world, 4_000, "a part of it", |world| !world.stored(5).is_empty())?;
+    if count(&world, 5) == KEYS {
+        return Err("all of it came at once".into());
+    }
+    world.wipe(0);
+    world.start(0);
+    wait_for(&mut world, 4_000, "node 0 in the cluster", |world| epoch_at(world, 0) == 2)?;
+    world.run_until(2_000, |_| false);
+    world.weather.clear();
+    let steady = |world: &World| world.topology().is_some_and(|topology| topology.transition == Transition::Steady);
+    wait_for(&mut world, 20_000, "the end of the change", steady)?;
+    world.run_until(1_000, |_| false);
+    match count(&world, 5) {
+        KEYS => Ok(()),
+        some => Err(format!("a new owner has {some} of {KEYS} acknowledged keys")),
+    }
+}

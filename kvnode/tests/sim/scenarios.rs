@@ -106,3 +106,49 @@ pub fn what_an_abandoned_repair_brought_reaches_all(mutant: Option<Mutant>) -> R
         counts[0] > 0 && counts.iter().all(|&other| other == counts[0])
     })
 }
+
+/// A replica has repaired from another all that this had when it began, and with it some of what came to that one meanwhile. No vector
+/// covers the latter, and then the other is lost.
+pub fn what_a_repair_brought_beyond_its_end_reaches_all(mutant: Option<Mutant>) -> Result<(), String> {
+    const KEYS: usize = 1_600;
+    let mut world = World::new(11, 6, 2, 2_000, mutant);
+    (0..6).for_each(|node| world.start(node));
+    assert!(world.run_until(5_000, World::all_ready));
+    cut(&mut world, &[0, 1, 2], &[0, 1, 2]);
+    world.run_until(3_000, |_| false);
+    let own = |key: &String| Slot::of(key).0 < SLOT_COUNT / 2;
+    let keys: Vec<Key> =
+        (0..).map(|number| format!("key-{number}")).filter(own).take(KEYS).map(|key| key.as_str().into()).collect();
+    for (id, key) in (1..).zip(&keys) {
+        world.request(2, id, put(key, "1"), Vec::new());
+        world.run_until(5, |_| false);
+    }
+    world.run_until(1_000, |_| false);
+    let contents =
+        |world: &World, node: usize| world.core(node).and_then(|core| core.contents().ok()).unwrap_or_default();
+    let connect = |world: &mut World, one: usize, delay_ms: u64| {
+        for way in [(one, 2), (2, one)] {
+            world.weather.insert(way, Weather { delay_ms: (delay_ms, delay_ms), ..Weather::FAIR });
+        }
+    };
+    connect(&mut world, 1, 1);
+    wait_for(&mut world, 8_000, "node 1 has all", |world| contents(world, 1).len() == KEYS)?;
+    cut(&mut world, &[1], &[2]);
+    connect(&mut world, 0, 40);
+    wait_for(&mut world, 8_000, "a part of it", |world| !contents(world, 0).is_empty())?;
+    // In slots that are still to come.
+    let late = keys.iter().filter(|key| Slot::of(key).0 > SLOT_COUNT / 2 - 500).take(20);
+    for (id, key) in (10_000..).zip(late) {
+        world.request(2, id, put(key, "2"), Vec::new());
+    }
+    wait_for(&mut world, 8_000, "all of it", |world| contents(world, 0).len() == KEYS)?;
+    world.wipe(2);
+    if contents(&world, 0) == contents(&world, 1) {
+        return Err("nothing came that was written meanwhile".into());
+    }
+    world.weather.clear();
+    world.start(2);
+    wait_for(&mut world, 8_000, "the lost one is filled", |world| world.is_ready(2))?;
+    let equal = |world: &World| (1..3).all(|node| contents(world, node) == contents(world, 0));
+    wait_for(&mut world, 8_000, "equal replicas", equal)
+}

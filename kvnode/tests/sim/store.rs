@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use kvnode::storage::gauge::Gauge;
 use kvnode::storage::memory::MemoryStore;
-use kvnode::storage::{Fact, Head, Result, Store, Syncer, Version};
+use kvnode::storage::{Fact, Head, Listed, Result, Store, Syncer, Version};
 use kvnode::wire::ident::{Key, Slot};
 
 #[derive(Clone)]
@@ -64,6 +64,10 @@ impl Store for Disk {
 
     fn keys(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>> {
         self.lock().keys(prefix, after, limit)
+    }
+
+    fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Listed)>> {
+        self.lock().list(prefix, after, limit)
     }
 
     fn scan(&self, visit: &mut dyn FnMut(Slot, &Key, &Version)) -> Result<()> {

@@ -36,6 +36,10 @@ fn knows_the_write_off(world: &World, node: usize) -> bool {
 /// Up to where node 0 is out of everybody's view, the change settles, and waits for what node 0 has to hand over. Gives the node
 /// that decides.
 fn settling_without_node_0(world: &mut World, key: &Key) -> Result<usize, String> {
+    joining_without_node_0(world, key, ShardId(2))
+}
+
+fn joining_without_node_0(world: &mut World, key: &Key, shard: ShardId) -> Result<usize, String> {
     cut(world, &[0], &[1, 2]);
     context_of(ask(world, 0, 1, put(key, "1"), None))?;
     world.start(6);
@@ -44,7 +48,7 @@ fn settling_without_node_0(world: &mut World, key: &Key) -> Result<usize, String
     world.admin(3, 1, AdminOp::AddNode(addr.clone()));
     let is_listed = |world: &World| world.core(6).is_some_and(|core| core.topology().is_some());
     wait_for(world, 8_000, "the joiner in the view", is_listed)?;
-    world.admin(3, 2, AdminOp::AddMember { shard: ShardId(2), addr });
+    world.admin(3, 2, AdminOp::AddMember { shard, addr });
     wait_for(world, 8_000, "the flip", |world| (0..7).all(|node| epoch_at(world, node) == 2))?;
     cut(world, &[0], &[3, 4, 5, 6]);
     // Everybody tells how far it is; node 0 is missed, and another leads if it did.
@@ -97,6 +101,31 @@ pub fn what_was_told_before_the_write_off_does_not_count(mutant: Option<Mutant>)
     connect(&mut world, &[1], &[3, 4, 5, 6]);
     world.run_until(2_500, |_| false);
     equal_in_the_end(&mut world, &key)
+}
+
+/// The same with a joiner of the shard in node 1's place, which was no member before and has nothing to hand over. It has its copy from
+/// node 0, has settled, and knows who counts; what it took from node 0 is at nobody else.
+pub fn what_a_new_member_took_before_the_write_off_reaches_all(mutant: Option<Mutant>) -> Verdict {
+    let (mut world, key) = (cluster(mutant), staying());
+    cut(&mut world, &[6], &[1, 2]);
+    let leader = joining_without_node_0(&mut world, &key, ShardId(1))?;
+    let addr = world.nodes[0].addr.clone();
+    world.admin(leader, 3, AdminOp::RemoveNode(addr));
+    wait_for(&mut world, 4_000, "node 2 hears", |world| knows_the_write_off(world, 2))?;
+    // It hears at once what the others hand over, and they hear late what it has.
+    connect(&mut world, &[6], &[1, 2]);
+    for other in [1, 2] {
+        world.weather.insert((6, other), Weather { delay_ms: (400, 400), ..Weather::FAIR });
+    }
+    world.run_until(2_500, |_| false);
+    if !holds(&world, 6, &key) {
+        return Err("node 6 should have the write".into());
+    }
+    equal_in_the_end(&mut world, &key)?;
+    match (holds(&world, 1, &key), holds(&world, 6, &key)) {
+        (one, six) if one == six => Ok(()),
+        (one, six) => Err(format!("node 1 has the write: {one}, node 6: {six}")),
+    }
 }
 
 /// Both other replicas have settled without node 0's write; then node 0 can be reached by one of them. What that took now the

@@ -18,11 +18,21 @@ pub struct ChangeStatus {
     pub phase: &'static str,
     pub epoch: u32,
     pub moves: Vec<MoveStatus>,
-    /// Keys of all moves, and bytes of their values.
+    /// Keys of all moves, and bytes of their values; the bytes of all are estimated from the keys that have come.
     pub keys: u64,
     pub keys_total: u64,
     pub bytes: u64,
+    pub bytes_total: u64,
+    /// Keys and bytes a second since this node heard of it; 0 once it is over.
+    pub rate: Rate,
     pub waiting_for: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Rate {
+    pub keys: u64,
+    pub bytes: u64,
 }
 
 /// What one node has fetched from one shard.
@@ -92,14 +102,25 @@ impl Core {
         let all = std::iter::once(own).chain(told);
         let moves: Vec<MoveStatus> =
             all.flat_map(|(addr, moves)| moves.into_iter().map(move |one| name(addr, &one))).collect();
+        let sum = |of: fn(&MoveStatus) -> u64| moves.iter().map(of).sum::<u64>();
+        let (keys, keys_total, bytes) = (sum(|one| one.keys), sum(|one| one.keys_total), sum(|one| one.bytes));
+        let part = |of: u64, times: u64, per: u64| (u128::from(of) * u128::from(times) / u128::from(per.max(1))) as u64;
+        let heard_ms = match topology.transition {
+            Transition::Steady => None,
+            _ => self.office.change_heard,
+        };
+        let since_ms = heard_ms.map(|(_, at)| self.now.mono_ms.saturating_sub(at).max(1));
+        let rate = |count: u64| since_ms.map_or(0, |since_ms| part(count, 1_000, since_ms));
         Ok(ChangeStatus {
             job: change.map(|change| change.job),
             kind: change.map(kind_name),
             phase,
             epoch: topology.layout.epoch.0,
-            keys: moves.iter().map(|one| one.keys).sum(),
-            keys_total: moves.iter().map(|one| one.keys_total).sum(),
-            bytes: moves.iter().map(|one| one.bytes).sum(),
+            keys,
+            keys_total,
+            bytes,
+            bytes_total: part(bytes, keys_total, keys),
+            rate: Rate { keys: rate(keys), bytes: rate(bytes) },
             moves,
             waiting_for: self.change_waits_for(),
         })

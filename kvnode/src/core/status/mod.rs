@@ -8,7 +8,7 @@ use super::Core;
 use super::clock::Stamp;
 use super::topology::{SlotRun, slots_in};
 use crate::storage::{Result, Version};
-use crate::wire::ident::{Addr, Key, ShardId, Slot};
+use crate::wire::ident::{Addr, Dot, Key, ShardId, Slot};
 use crate::wire::peer::Stage;
 pub use change::{ChangeStatus, PlanStatus};
 
@@ -224,6 +224,11 @@ impl Core {
             clock_skew_ms: peer.wall_offset_ms.map(|offset| offset - own_offset),
             queued_bytes: peer.queue_weight(),
         }
+    }
+
+    /// Whether a write of this shard has met the winner rule here, as far as the vector tells: for tests.
+    pub fn has_met(&self, dot: Dot) -> bool {
+        self.replica.as_ref().is_some_and(|replica| replica.applied.covers(dot) || self.is_retired(replica, dot.origin))
     }
 
     /// Everything this replica stores, in key order: for tests that compare replicas.

@@ -205,13 +205,29 @@ impl Topology {
             let job = change.job;
             written_off.insert(node);
             self.doomed.insert(node);
-            return Ok(Outcome::Started { job, warnings: Vec::new() });
+            let without = |layout: Layout, node: &NodeId| plan::remove(&layout, *node).unwrap_or(layout);
+            let target = self.doomed.iter().fold(self.layout.clone(), without);
+            return Ok(Outcome::Started { job, warnings: plan::warnings(&self.layout, &target) });
+        }
+        if let Some(running) = self.removal_of(node) {
+            return Ok(running);
         }
         if !self.has_part(node) {
             return Ok(self.dismiss(node));
         }
         self.free()?;
         self.begin_removal(node)
+    }
+
+    /// The removal of a node that runs already: whoever asks again is told of that one.
+    fn removal_of(&self, node: NodeId) -> Option<Outcome> {
+        let (change, before, after) = match &self.transition {
+            Transition::Copying { change, target } => (change, &self.layout, target),
+            Transition::Settling { change, from, .. } => (change, from, &self.layout),
+            Transition::Steady => return None,
+        };
+        let started = || Outcome::Started { job: change.job, warnings: plan::warnings(before, after) };
+        (change.kind == ChangeKind::Remove(node)).then(started)
     }
 
     /// Whether a node is in the layout, or in the one before or after it.

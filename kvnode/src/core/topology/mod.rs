@@ -78,6 +78,14 @@ pub enum Transition {
 }
 
 impl Transition {
+    /// The change that runs.
+    pub fn change(&self) -> Option<&Change> {
+        match self {
+            Self::Steady => None,
+            Self::Copying { change, .. } | Self::Settling { change, .. } => Some(change),
+        }
+    }
+
     /// The node that goes, once the layout without it is in force.
     pub fn leaving(&self) -> Option<NodeId> {
         match self {
@@ -230,6 +238,11 @@ impl Topology {
         &self.leaving
     }
 
+    /// Whether nothing has been decided since the formation.
+    pub fn is_new(&self) -> bool {
+        self.version.generation == 0 && self.version.index == 1
+    }
+
     /// The nodes that should vote: at most seven, taken from the shards in turn, the lowest numbers first. One that is being
     /// removed, or can't be reached and is to be, stops voting before it is forgotten: a seat that nobody can speak for would count
     /// against every majority.
@@ -302,6 +315,29 @@ mod tests {
         }
         assert_eq!(remove_dead(&mut topology, 6), Outcome::Refused(Refusal::LastReplica(ShardId(2))));
         assert!(!topology.written_off().unwrap().contains(&NodeId(6)));
+    }
+
+    /// Its removal begins only after the change, when nobody is there any more to be warned.
+    #[test]
+    fn who_gives_up_a_replica_while_a_change_settles_is_warned() {
+        let mut topology = settling();
+        let said = |outcome: Outcome| match outcome {
+            Outcome::Started { warnings, .. } => warnings.join("; "),
+            other => panic!("{other:?}"),
+        };
+        assert!(said(remove_dead(&mut topology, 4)).contains("shard s2 has 2 replicas"));
+        assert!(said(remove_dead(&mut topology, 5)).contains("shard s2 has one replica"));
+    }
+
+    #[test]
+    fn whoever_asks_again_for_a_removal_is_told_of_the_one_that_runs() {
+        let mut topology = form(6, 2);
+        let first = remove_dead(&mut topology, 3);
+        let Outcome::Started { job, warnings } = &first else { panic!("{first:?}") };
+        assert!(!warnings.is_empty());
+        assert_eq!(remove_dead(&mut topology, 3), first, "while it copies");
+        topology.apply(None, &Proposal::Flip { job: *job });
+        assert_eq!(remove_dead(&mut topology, 3), first, "while it settles");
     }
 
     /// A removal of a live node waits for its vote to be gone, and that for those of the dead: they must not wait for the removal.
