@@ -42,7 +42,9 @@ impl Core {
         let Some(before) = self.topology.clone() else {
             self.say(Severity::Info, format!("in the cluster of {} nodes", topology.nodes.len()));
             let me = topology.node_at(&self.settings.me);
-            self.forms = topology.is_new() && me.is_some_and(|me| topology.births.get(&me) == Some(&self.birth));
+            // One that has lost its data is listed with an earlier birth, until it is listed anew.
+            self.forms = me.is_some_and(|me| topology.births.get(&me) == Some(&self.birth));
+            self.store.set_fact(super::formation::FACT_FORMS, encode_fact(&self.forms));
             self.begin_anew(topology)?;
             self.join_consensus();
             return self.adopted();
@@ -59,6 +61,7 @@ impl Core {
             Step::Flip { before } => self.flip(&before, topology),
             Step::Anew => {
                 self.set_aside_unshared()?;
+                self.forms_no_more();
                 self.begin_another_life(topology.layout.epoch);
                 self.begin_anew(topology)?;
             }
@@ -304,6 +307,7 @@ impl Core {
         self.replica_changed = true;
         self.settling.begin_anew();
         self.abandon_repair();
+        self.uncovered_at_flip();
         self.reset_pushes();
         self.say(Severity::Info, text);
     }

@@ -5,19 +5,21 @@
 //! does not name them. Their writer sends them to everybody in the end. But one that is lost does not, and then nobody would ever
 //! compare, and replicas would differ for good.
 //!
-//! Rule: uncovered versions are noted by the newest of each origin, on disk with the data. While a replica reports some of an origin,
-//! that origin counts as exhausted or retired for nobody: who has seen such a version waits. Once the origin has ended and nobody can
-//! bring the rest, all mates compare what they have with this replica; when all have, they have what it has, and the names go.
+//! Rule: uncovered versions of origins that are not retired are noted, by the newest of each origin, on disk with the data. While a
+//! replica reports some of an origin, that origin counts as exhausted for nobody, and nobody retires it: who has seen such a version
+//! waits. Once the origin has ended and nobody can bring the rest, all mates compare what they have with this replica; when all have,
+//! they have what it has, and the names go. At a change of the layout that comes before the replica has settled.
+//!
+//! A mate that can't compare, for want of room, keeps those waiting who have seen what is uncovered.
 
 use serde::{Deserialize, Serialize};
 
 use super::causal::Vector;
 use super::replica::Replica;
 use super::settings::Mutant;
-use super::topology::Transition;
 use super::{Core, encode_fact};
 use crate::storage::Fact;
-use crate::wire::ident::{Addr, Dot, Origin};
+use crate::wire::ident::{Addr, Dot, Epoch, Origin};
 use crate::wire::peer::{Message, Stage};
 
 pub(super) const FACT_UNCOVERED: Fact = Fact("uncovered");
@@ -78,35 +80,22 @@ impl Core {
         self.store.set_fact(FACT_UNCOVERED, encode_fact(&self.uncovered));
     }
 
-    /// A repair has brought a version.
+    /// A repair from a mate has brought a version. Of what is retired all replicas have all there is.
     pub(super) fn note_brought(&mut self, dot: Dot) {
-        let covered = self.replica.as_ref().is_some_and(|replica| replica.applied.covers(dot));
+        let Some(replica) = &self.replica else { return };
+        let known = replica.applied.covers(dot) || self.is_retired(replica, dot.origin);
         let untold = [Mutant::BroughtUntold, Mutant::HalfRepairUntold].into_iter().any(|it| self.settings.broken(it));
-        if !covered && !untold && self.uncovered.brought.get(dot.origin) < dot.seq {
+        if !known && !untold && self.uncovered.brought.get(dot.origin) < dot.seq {
             self.uncovered.brought.raise(dot.origin, dot.seq);
             self.uncovered_changed();
         }
     }
 
-    /// Whether a version may be here alone, although its origin is retired at others.
-    pub(super) fn is_uncovered(&self, dot: Dot) -> bool {
-        self.uncovered.names(dot.origin)
-    }
-
     /// What the vector covers now needs no name. To be done before the vector forgets what is retired.
     pub(super) fn drop_covered(&mut self) {
-        if self.uncovered.brought.is_empty() {
-            return;
-        }
-        let steady = self.topology.as_ref().is_none_or(|topology| topology.transition == Transition::Steady);
+        let Some(replica) = self.replica.as_ref().filter(|_| !self.uncovered.brought.is_empty()) else { return };
         let before = self.uncovered.brought.len();
-        let mut brought = std::mem::take(&mut self.uncovered.brought);
-        brought.retain(|origin, seq| {
-            let Some(replica) = &self.replica else { return !steady };
-            let of_others = steady && !self.is_retired(replica, origin) && !self.concerns(replica, origin);
-            replica.applied.get(origin) < seq && !of_others
-        });
-        self.uncovered.brought = brought;
+        self.uncovered.brought.retain(|origin, seq| replica.applied.get(origin) < seq);
         if self.uncovered.brought.len() != before {
             self.uncovered_changed();
         }
@@ -120,12 +109,25 @@ impl Core {
         }
     }
 
-    /// What mates are told, of the present layout.
-    pub(super) fn uncovered_now(&self, replica: &Replica) -> Vector {
+    /// What mates are told.
+    pub(super) fn uncovered_now(&self) -> Vector {
         let mut all = self.uncovered.brought.clone();
         all.merge(&self.uncovered.told);
-        all.retain(|origin, _| origin.epoch == replica.origin.epoch);
         all
+    }
+
+    /// Whether some of it was written under an earlier layout.
+    pub(super) fn is_uncovered_of(&self, epoch: Epoch) -> bool {
+        let Uncovered { brought, told } = &self.uncovered;
+        brought.iter().chain(told.iter()).any(|(origin, _)| origin.epoch == epoch)
+    }
+
+    /// The layout has changed, and with it the mates: those of before may not have compared yet, and those of now have not.
+    pub(super) fn uncovered_at_flip(&mut self) {
+        if !self.uncovered.told.is_empty() {
+            self.uncovered = std::mem::take(&mut self.uncovered).recovered();
+            self.uncovered_changed();
+        }
     }
 
     /// Whether this replica, or another by its last report, has versions of an origin that its vector does not cover.
@@ -168,8 +170,12 @@ impl Core {
     /// Wants comparisons where nobody can bring what is uncovered any more.
     fn tell_uncovered(&mut self) {
         let Some(replica) = self.replica.as_ref().filter(|_| self.uncovered.told.is_empty()) else { return };
+        // All origins of the layout before end with it; what there is of them is here when all has been handed over.
+        let has_all_of = |epoch: Epoch| epoch < replica.origin.epoch && self.has_taken_over();
         let is_left = |origin: Origin| {
-            self.is_retired(replica, origin) || (self.has_ended(origin) && self.none_has_more(replica, origin))
+            self.is_retired(replica, origin)
+                || has_all_of(origin.epoch)
+                || (self.has_ended(origin) && self.none_has_more(replica, origin))
         };
         let left: Vector = self.uncovered.brought.iter().filter(|&(origin, _)| is_left(origin)).collect();
         if left.is_empty() {
@@ -181,11 +187,11 @@ impl Core {
         self.want_comparisons();
     }
 
-    /// A mate begins to compare its data with what there is here.
+    /// A mate begins to compare its data with what there is here. (That it asks again tells nothing: it may have had the first answer.)
     pub(super) fn comparison_began(&mut self, from: &Addr, id: u64) {
-        if let Some(peer) = self.peers.get_mut(from)
-            && let Compares::Wanted { begun, .. } = &mut peer.compares
-        {
+        let Some(peer) = self.peers.get_mut(from).filter(|peer| id > peer.last_comparison) else { return };
+        peer.last_comparison = id;
+        if let Compares::Wanted { begun, .. } = &mut peer.compares {
             *begun = Some(id);
         }
     }

@@ -75,6 +75,8 @@ pub(super) struct Peer {
     /// Whether a repair from this life of it has filled us.
     pub filled_us: bool,
     pub compares: Compares,
+    /// The last repair from here that it has begun.
+    pub last_comparison: u64,
     /// It belongs to a cluster that does not list this node.
     pub told_stranger: bool,
     /// Set while it is known to be ahead of us.

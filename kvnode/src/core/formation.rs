@@ -22,11 +22,13 @@ use super::contact::Peer;
 use super::repair::Repair;
 use super::replica::Replica;
 use super::topology::{ClusterId, Topology, slots_in};
-use super::{Core, Severity};
-use crate::storage::Result;
+use super::{Core, Severity, encode_fact};
+use crate::storage::{Fact, Result};
 use crate::wire::ident::{Addr, Incarnation, NodeId, ShardId};
 use crate::wire::peer::{Floors, Message, Stage};
 
+/// Whether this node has taken part in the formation, and its replica has not been complete since.
+pub(super) const FACT_FORMS: Fact = Fact("forms");
 /// A refill asks all replicas that can be reached, and a formation does without nodes that can't be; this is how long both wait for them
 /// to turn up.
 const GRACE_MS: u64 = 1_000;
@@ -87,7 +89,7 @@ impl Core {
                 }
                 Some(_) if self.is_proven(peer) => {}
                 // It may be there all the same, and belong to a cluster.
-                _ if self.settings.form_without.contains(addr) && !self.is_proven(peer) && !self.is_within_grace() => {}
+                _ if self.is_left_out(addr, peer) => {}
                 _ => missing.push(addr.as_str()),
             }
         }
@@ -182,10 +184,23 @@ impl Core {
         FillPlan::Wait(format!("waiting for {} to fill this replica", away.join(", ")))
     }
 
+    /// From now on nobody is taken for empty because an operator said so.
+    pub(super) fn forms_no_more(&mut self) {
+        if std::mem::take(&mut self.forms) {
+            self.store.set_fact(FACT_FORMS, encode_fact(&false));
+        }
+    }
+
     /// An operator says that a node has nothing and is not waited for. That is about the formation, and the shards of the cluster that is
     /// formed then: later, the node may have come and have all there is. One that was heard, then or since, speaks for itself.
     fn is_taken_for_empty(&self, addr: &Addr, peer: &Peer) -> bool {
         self.forms && !self.is_within_grace() && peer.life.is_none() && self.settings.form_without.contains(addr)
+    }
+
+    /// Whether an operator says that the cluster is formed without a node, and it is not here, nor has told of a cluster.
+    fn is_left_out(&self, addr: &Addr, peer: &Peer) -> bool {
+        let is_here = self.is_proven(peer) || peer.told_stranger || self.is_within_grace();
+        !is_here && self.settings.form_without.contains(addr)
     }
 
     /// Whether those who are there may not have turned up yet.
@@ -213,6 +228,7 @@ impl Core {
         let text = format!("{how}: serving shard {shard} with {keys} keys");
         self.office.filled_from.clear();
         self.reason.clear();
+        self.forms_no_more();
         self.say(Severity::Info, text);
         self.beat_all();
     }

@@ -333,8 +333,14 @@ impl Core {
         if self.knew_who_counts(peer) { Some(&peer.progress.as_ref()?.held) } else { None }
     }
 
-    /// Whether this member holds, durably, all that the old members of its slots have, and the other new ones.
+    /// Whether this member holds all that the layout before has left, and the others have what only it may have of that.
     pub(super) fn has_settled(&self) -> bool {
+        let before = self.topology.as_ref().and_then(|topology| topology.from()).map(|from| from.epoch);
+        self.has_taken_over() && !before.is_some_and(|epoch| self.is_uncovered_of(epoch))
+    }
+
+    /// Whether this member holds, durably, all that the old members of its slots have, and the other new ones.
+    pub(super) fn has_taken_over(&self) -> bool {
         let Some(replica) = &self.replica else { return true };
         let Some(shard) = replica.shard else { return true };
         let durable =

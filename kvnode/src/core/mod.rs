@@ -190,7 +190,7 @@ pub struct Core {
     /// What keeps this node from serving, for people.
     reason: String,
     started_ms: u64,
-    /// Whether this life of the node has taken part in the formation of the cluster.
+    /// Whether this node has taken part in the formation of the cluster, and its replica has not been complete since.
     forms: bool,
     /// Whether this life began outside of the view: then it asks to be in it.
     rejoins: bool,
@@ -233,6 +233,7 @@ impl Core {
         let fact: Option<ReplicaFact<'_>> = read_fact(&*store, FACT_REPLICA)?;
         let copies: Option<Copies> = read_fact(&*store, handover::FACT_COPIES)?;
         let uncovered: Option<Uncovered> = read_fact(&*store, compare::FACT_UNCOVERED)?;
+        let forms: Option<bool> = read_fact(&*store, formation::FACT_FORMS)?;
         let noted: Option<Stable> = read_fact(&*store, stable::FACT_STABLE)?;
         let inventory = Inventory::of(&*store)?;
         let peers = settings.view.iter().filter(|&addr| *addr != settings.me);
@@ -264,7 +265,7 @@ impl Core {
             uncovered: uncovered.unwrap_or_default().recovered(),
             reason: "starting".into(),
             started_ms: now.mono_ms,
-            forms: false,
+            forms: forms.unwrap_or(false),
             rejoins: false,
             losses_said: BTreeSet::new(),
             draining: false,

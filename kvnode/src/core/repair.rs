@@ -376,14 +376,16 @@ impl Core {
             self.count_transfer(scope, entries.len() as u64, None, entries.iter().map(size).sum::<usize>() as u64);
         }
         for (key, version) in entries {
-            if purpose != Purpose::Mate || !self.has_forgotten(&key, version.dot)? {
+            if purpose != Purpose::Mate {
+                self.inventory.install(&mut *self.store, &key, &version)?;
+            } else if !self.has_forgotten(&key, version.dot)? {
                 self.inventory.install(&mut *self.store, &key, &version)?;
                 self.note_brought(version.dot);
             }
         }
         for (key, dot) in dropped {
             let present = self.store.head(Slot::of(&key), &key)?;
-            if let Some(head) = present.filter(|head| head.dot == dot && !self.is_uncovered(dot)) {
+            if let Some(head) = present.filter(|head| head.dot == dot) {
                 self.inventory.discard(&mut *self.store, &key, head.dot, head.has_value);
             }
         }
@@ -391,11 +393,14 @@ impl Core {
         self.repair_on(purpose)
     }
 
-    /// Whether a version has been here, and has been overwritten and then forgotten: an answer that comes late may still bring it. (It has
-    /// met the winner rule: see [`super::replica`].)
+    /// Whether a version has been here, and has been overwritten and then forgotten: an answer that comes late may still bring it. (What
+    /// the vector covers has met the winner rule, see [`super::replica`]; and of what is retired, all that still exists is here.)
     fn has_forgotten(&self, key: &Key, dot: Dot) -> Result<bool> {
-        let covers = |replica: &Replica| replica.stage != Stage::Filling && replica.applied.covers(dot);
-        let covered = self.replica.as_ref().is_some_and(covers);
+        let had = |replica: &Replica| {
+            let retired = || self.is_retired(replica, dot.origin) && !self.is_uncovered_anywhere(replica, dot.origin);
+            replica.stage != Stage::Filling && (replica.applied.covers(dot) || retired())
+        };
+        let covered = self.replica.as_ref().is_some_and(had);
         Ok(covered && self.store.head(Slot::of(key), key)?.is_none())
     }
 

@@ -90,7 +90,7 @@ impl Core {
             durable: replica.durable.clone(),
             takes_writes: self.takes_writes(),
             floors: replica.floors_list(),
-            uncovered: self.uncovered_now(replica),
+            uncovered: self.uncovered_now(),
             lives,
         }
     }

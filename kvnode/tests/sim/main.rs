@@ -192,6 +192,17 @@ fn what_a_repair_brought_beyond_its_end_reaches_all() {
 }
 
 #[test]
+fn what_a_repair_brought_beyond_its_end_outlives_a_restart() {
+    assert_eq!(scenarios::what_a_repair_brought_beyond_its_end_outlives_a_restart(), Ok(()));
+}
+
+#[test]
+fn what_a_repair_brought_beyond_its_end_reaches_all_before_a_change_ends() {
+    let reached = scenarios::what_a_repair_brought_beyond_its_end_reaches_all_before_a_change_ends();
+    assert_eq!(reached, Ok(()));
+}
+
+#[test]
 fn a_giver_that_comes_back_empty_ends_the_transfer() {
     shows(reshard::a_giver_that_comes_back_empty_ends_the_transfer, Mutant::TransferOutlivesGiver);
 }

@@ -1,8 +1,11 @@
 //! Schedules made by hand, for what random ones hit too rarely.
 
+use kvnode::core::admin::AdminOp;
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::room::Room;
 use kvnode::core::settings::Mutant;
+use kvnode::core::topology::Transition;
+use kvnode::storage::Version;
 use kvnode::wire::ident::{Key, SLOT_COUNT, Slot};
 
 use crate::reshard::{cluster, cut, holds, put, staying, wait_for};
@@ -110,6 +113,48 @@ pub fn what_an_abandoned_repair_brought_reaches_all(mutant: Option<Mutant>) -> R
 /// A replica has repaired from another all that this had when it began, and with it some of what came to that one meanwhile. No vector
 /// covers the latter, and then the other is lost.
 pub fn what_a_repair_brought_beyond_its_end_reaches_all(mutant: Option<Mutant>) -> Result<(), String> {
+    let mut world = brought_beyond_its_end(mutant)?;
+    equal_when_node_2_is_back(&mut world)
+}
+
+/// The same where the one that has it starts again meanwhile: what it owes to the others is on its disk.
+pub fn what_a_repair_brought_beyond_its_end_outlives_a_restart() -> Result<(), String> {
+    let mut world = brought_beyond_its_end(None)?;
+    world.kill(0);
+    world.start(0);
+    equal_when_node_2_is_back(&mut world)
+}
+
+/// The same where the one that was lost is removed: the layout before is over only when the others have it.
+pub fn what_a_repair_brought_beyond_its_end_reaches_all_before_a_change_ends() -> Result<(), String> {
+    let mut world = brought_beyond_its_end(None)?;
+    world.weather.clear();
+    // A comparison takes longer than a decision.
+    for way in [(0, 1), (1, 0)] {
+        world.weather.insert(way, Weather { delay_ms: (90, 90), ..Weather::FAIR });
+    }
+    let addr = world.nodes[2].addr.clone();
+    world.admin(0, 1, AdminOp::RemoveNode(addr));
+    let removed =
+        |world: &World| world.topology().is_some_and(|it| it.nodes.len() == 5 && it.transition == Transition::Steady);
+    wait_for(&mut world, 20_000, "the removal", removed)?;
+    if contents(&world, 0) == contents(&world, 1) { Ok(()) } else { Err("the change is over, and they differ".into()) }
+}
+
+fn equal_when_node_2_is_back(world: &mut World) -> Result<(), String> {
+    world.weather.clear();
+    world.start(2);
+    wait_for(world, 8_000, "the lost one is filled", |world| world.is_ready(2))?;
+    let equal = |world: &World| (1..3).all(|node| contents(world, node) == contents(world, 0));
+    wait_for(world, 8_000, "equal replicas", equal)
+}
+
+fn contents(world: &World, node: usize) -> Vec<(Key, Version)> {
+    world.core(node).and_then(|core| core.contents().ok()).unwrap_or_default()
+}
+
+/// Node 0 has what node 2 alone had, and something that came to that meanwhile; node 1 has the former. Node 2 is down, without its data.
+fn brought_beyond_its_end(mutant: Option<Mutant>) -> Result<World, String> {
     const KEYS: usize = 1_600;
     let mut world = World::new(11, 6, 2, 2_000, mutant);
     (0..6).for_each(|node| world.start(node));
@@ -124,8 +169,6 @@ pub fn what_a_repair_brought_beyond_its_end_reaches_all(mutant: Option<Mutant>) 
         world.run_until(5, |_| false);
     }
     world.run_until(1_000, |_| false);
-    let contents =
-        |world: &World, node: usize| world.core(node).and_then(|core| core.contents().ok()).unwrap_or_default();
     let connect = |world: &mut World, one: usize, delay_ms: u64| {
         for way in [(one, 2), (2, one)] {
             world.weather.insert(way, Weather { delay_ms: (delay_ms, delay_ms), ..Weather::FAIR });
@@ -146,9 +189,5 @@ pub fn what_a_repair_brought_beyond_its_end_reaches_all(mutant: Option<Mutant>) 
     if contents(&world, 0) == contents(&world, 1) {
         return Err("nothing came that was written meanwhile".into());
     }
-    world.weather.clear();
-    world.start(2);
-    wait_for(&mut world, 8_000, "the lost one is filled", |world| world.is_ready(2))?;
-    let equal = |world: &World| (1..3).all(|node| contents(world, node) == contents(world, 0));
-    wait_for(&mut world, 8_000, "equal replicas", equal)
+    Ok(world)
 }
