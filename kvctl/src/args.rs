@@ -33,6 +33,13 @@ pub enum Output {
     Json,
 }
 
+/// Whether a command line that can't be understood asks for JSON all the same.
+pub fn wants_json(arguments: impl Iterator<Item = std::ffi::OsString>) -> bool {
+    let all: Vec<String> = arguments.map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let apart = all.windows(2).any(|pair| matches!(pair[0].as_str(), "-o" | "--output") && pair[1] == "json");
+    apart || all.iter().any(|one| matches!(one.as_str(), "-ojson" | "-o=json" | "--output=json"))
+}
+
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Bring a cluster up, take it down, look at it

@@ -21,7 +21,15 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    let cli = args::Cli::parse();
+    let cli = match args::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && args::wants_json(std::env::args_os()) => {
+            let failure = error::Failure::usage(error.to_string().trim().to_owned());
+            render::failed(args::Output::Json, &failure);
+            return ExitCode::from(failure.code as u8);
+        }
+        Err(error) => error.exit(),
+    };
     let output = cli.output;
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

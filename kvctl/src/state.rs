@@ -7,12 +7,17 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use etcetera::BaseStrategy;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Spec;
 use crate::error::{Failure, Result};
+
+/// How long a command waits for another one of the same session, and how often it looks.
+const SESSION_WITHIN: Duration = Duration::from_secs(30);
+const SESSION_AGAIN: Duration = Duration::from_millis(5);
 
 /// Where a cluster's nodes run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,7 +99,8 @@ impl StateDir {
 
     /// Forgets the cluster, and with `data` everything its nodes kept. The caller holds the lock and gives it up with this.
     pub fn forget(&self, data: bool) -> Result<()> {
-        let all: &[&str] = &["cluster.json", "sessions", "data", "logs", "pids", "lock"];
+        // The record goes after what it tells of: a command that is cut short can be given again.
+        let all: &[&str] = &["sessions", "data", "logs", "pids", "cluster.json", "lock"];
         for name in if data { all } else { &["pids"] } {
             let path = self.0.join(name);
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
@@ -145,7 +151,20 @@ impl StateDir {
         let folder = self.make("sessions")?;
         let (path, lock_path) = (folder.join(format!("{name}.context")), folder.join(format!("{name}.lock")));
         let lock = open(&lock_path)?;
-        lock.lock().map_err(|error| io(&lock_path, &error))?;
+        let begun = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if begun.elapsed() < SESSION_WITHIN => std::thread::sleep(SESSION_AGAIN),
+                Err(TryLockError::WouldBlock) => {
+                    let text = format!(
+                        "another kvctl has used session '{name}' for {SESSION_WITHIN:?}; --session names another, --no-session does without"
+                    );
+                    return Err(Failure::new(crate::error::Code::Conflict, text));
+                }
+                Err(TryLockError::Error(error)) => return Err(io(&lock_path, &error)),
+            }
+        }
         let metadata =
             fs::read_to_string(&path).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
         Ok(SessionFile { path, metadata, _lock: lock })

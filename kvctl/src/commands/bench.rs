@@ -2,6 +2,9 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -50,6 +53,12 @@ pub async fn run(context: &Context, args: BenchArgs) -> Result<()> {
     if args.duration.is_zero() || args.timeout.is_zero() {
         return Err(Failure::usage("--duration and --timeout are longer than nothing"));
     }
+    // Before the work is done: a place that can't be written to is told at once.
+    let picture_at = |path: &PathBuf| {
+        let file = File::create(path);
+        file.map_err(|error| Failure::environment(format!("{}: {error}", path.display())))
+    };
+    let picture_file = args.plot.as_ref().map(picture_at).transpose()?;
     let (targets, processes) = targets(context, &args).await?;
     let interrupt = Interrupt::listen()?;
     let routing = interrupt.or(Routing::new(&args.route, targets)).await?;
@@ -60,11 +69,11 @@ pub async fn run(context: &Context, args: BenchArgs) -> Result<()> {
     }
     let nodes = load.routing().targets.iter().map(|target| target.endpoint.clone()).collect();
     let report = Report::new(&args, nodes, &tally, &measured);
-    if let Some(path) = &args.plot {
-        let picture = picture(&report, &tally);
-        std::fs::write(path, picture).map_err(|error| Failure::environment(format!("{}: {error}", path.display())))?;
-    }
+    let written = picture_file.map(|mut file| file.write_all(picture(&report, &tally).as_bytes()));
     show(context.output, &report, || report.show());
+    if let (Some(Err(error)), Some(path)) = (written, &args.plot) {
+        say(&format!("kvctl: {}: {error}", path.display()));
+    }
     Ok(())
 }
 

@@ -28,9 +28,20 @@ impl Data {
         Ok(Self { client, session: Session { metadata }, file })
     }
 
-    /// Keeps what the session has seen, and turns a refusal into a failure.
-    fn close(&self, answer: Answer) -> Result<Answer> {
-        if let (Some(file), Some(metadata)) = (&self.file, &self.session.metadata) {
+    /// Goes on with the session, and with what other commands have seen in it meanwhile.
+    fn go_on(&mut self, context: &Context, args: &DataArgs) -> Result<()> {
+        if !args.no_session {
+            let file = context.state.session(&args.session)?;
+            self.session.metadata.clone_from(&file.metadata);
+            self.file = Some(file);
+        }
+        Ok(())
+    }
+
+    /// Keeps what the session has seen and leaves it to other commands: whoever reads what is printed next may take his time. Turns a
+    /// refusal into a failure.
+    fn close(&mut self, answer: Answer) -> Result<Answer> {
+        if let (Some(file), Some(metadata)) = (self.file.take(), &self.session.metadata) {
             file.save(metadata)?;
         }
         if answer.is_success() { Ok(answer) } else { Err(refused(&answer)) }
@@ -94,6 +105,9 @@ pub async fn keys(context: &Context, prefix: &str, limit: Option<usize>, args: &
         let page = limit.map_or(PAGE, |limit| (limit - all.len()).min(PAGE));
         if page == 0 {
             break;
+        }
+        if cursor.is_some() {
+            data.go_on(context, args)?;
         }
         let answer = data.client.keys(prefix, page, cursor.as_deref(), &mut data.session).await?;
         let json = data.close(answer)?.json();

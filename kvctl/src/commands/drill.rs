@@ -25,7 +25,7 @@ use crate::goal::Goal;
 use crate::interrupt::Interrupt;
 use crate::observe::Observer;
 use crate::render::{Progress, confirm, say, show};
-use crate::runtime::Runtime;
+use crate::runtime::{NodeState, Runtime};
 use crate::state::{Record, StateDir};
 
 /// The cluster that `--fresh` makes where none is named.
@@ -35,6 +35,8 @@ const QUIET_WITHIN: Duration = Duration::from_secs(15);
 /// A context that is short enough to stop looking.
 const QUIET_ENOUGH: usize = 40;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// A node that takes so long to say in the end that it can't tell a key is not asked for others.
+const SILENT_AFTER: Duration = Duration::from_secs(2);
 
 pub async fn run(context: &Context, args: &DrillArgs) -> Result<()> {
     if let Some(path) = &args.judge {
@@ -71,9 +73,17 @@ async fn fresh(context: &Context, args: &DrillArgs) -> Result<()> {
         say(&format!("the cluster '{name}' is kept for a look; `kvctl cluster down --name {name}` takes it down"));
         return done;
     }
-    let _lock = context.state.lock()?;
-    runtime.down(true).await?;
-    context.state.forget(true)?;
+    // What the drill has shown is told already.
+    let gone = async {
+        let _lock = context.state.lock()?;
+        runtime.down(true).await?;
+        context.state.forget(true)
+    };
+    if let Err(failure) = gone.await {
+        say(&format!(
+            "the cluster '{name}' is still there: {failure}; `kvctl cluster down --name {name}` takes it down"
+        ));
+    }
     done
 }
 
@@ -95,6 +105,16 @@ async fn drill(context: &Context, args: &DrillArgs, asks: bool) -> Result<()> {
         Target { name: node.name.clone(), client: Client::new(vec![endpoint.clone()]), endpoint }
     };
     let targets: Vec<Target> = nodes.iter().map(target).collect();
+    for node in &nodes {
+        // It would be taken for one that has ended by itself, and be started.
+        if runtime.state(node).await? != NodeState::Running {
+            let text = format!(
+                "{} does not run, and a drill is for a cluster that is well: `kvctl cluster up` first",
+                node.name
+            );
+            return Err(Failure::new(Code::Conflict, text));
+        }
+    }
     let plan = plan(args, &targets).await?;
     let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
     say(&format!("seed {}: {}", plan.seed, Kinds(plan.kinds.clone())));
@@ -139,6 +159,17 @@ fn tell(context: &Context, history: &History, page: Option<&Path>) -> Result<()>
     // A broken promise counts for more than a page.
     if verdict.kept {
         written?;
+        if !history.head.faults.is_empty() && verdict.faults == 0 {
+            let why = history.faults.iter().find_map(|one| one.problem.clone());
+            let why = why.map_or_else(|| "it was too short for any".to_owned(), |why| format!("the first: {why}"));
+            let text = format!("no promise was broken, but none of the faults was injected: {why}");
+            let mut failure = Failure::new(Code::Failed, text);
+            failure.document = serde_json::to_value(&verdict).ok().map(Box::new);
+            if context.output == crate::args::Output::Text {
+                verdict.show();
+            }
+            return Err(failure);
+        }
         show(context.output, &verdict, || verdict.show());
         return Ok(());
     }
@@ -246,17 +277,32 @@ async fn carry_out(
     let (contexts, done) = join(clients, faults).await;
     let stopped_ms = now_ms();
     // Whatever happened: nothing stays broken.
-    let healed = injector.heal().await;
-    done?;
+    let healed = injector.heal(args.timeout).await;
     let mut troubles = injector.troubles();
     troubles.extend(healed.err().map(|failure| failure.message));
+    if let Err(failure) = done {
+        let all = [vec![failure.message], troubles].concat();
+        return Err(Failure::new(failure.code, all.join("; ")));
+    }
     let healed_ms = now_ms();
     let (equal_ms, unmet) = converged(record, runtime, args.timeout, &interrupt, &now_ms).await?;
     for (node, target) in targets.iter().enumerate() {
+        // One that does not answer is not asked for every key.
+        let mut silent = None;
         for key in &keys {
+            interrupt.check()?;
+            if let Some(error) = &silent {
+                let (node, key, error) = (target.name.clone(), key.clone(), Some(String::clone(error)));
+                recorder.borrow_mut().last(Final { node, key, value: None, tombstone: None, error });
+                continue;
+            }
+            let begun = Instant::now();
             let seen = load.look(node, key).await;
             let found = seen.result == crate::drill::history::Fate::Ok;
             let error = (!found).then(|| seen.error.clone().unwrap_or_else(|| "no answer".into()));
+            if begun.elapsed() > SILENT_AFTER {
+                silent.clone_from(&error);
+            }
             let (value, tombstone) = (seen.value.filter(|_| found), seen.tombstone);
             let (node, key) = (target.name.clone(), key.clone());
             recorder.borrow_mut().last(Final { node, key, value, tombstone, error });

@@ -30,7 +30,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 const BACK_WITHIN: Duration = Duration::from_secs(20);
 /// How long a wipe waits until all replicas are equal, so that it takes no only copy.
 const EQUAL_WITHIN: Duration = Duration::from_secs(10);
-/// How long a number of shards that is to be restored is asked for.
+/// How long a number of shards that is to be restored is asked for at least.
 const RESTORE_WITHIN: Duration = Duration::from_secs(30);
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
@@ -39,6 +39,9 @@ struct Active {
     deed: Deed,
     until_ms: f64,
     record: Happened,
+    /// Of one inside the nodes: whether any of them has taken it; and what the last one that did not says.
+    is_taken: bool,
+    refusal: Option<String>,
 }
 
 pub struct Injector<'a> {
@@ -198,12 +201,16 @@ impl<'a> Injector<'a> {
             _ => Ok(()),
         };
         record.problem = done.err();
-        self.active.push(Active { deed, until_ms, record });
+        self.active.push(Active { deed, until_ms, record, is_taken: false, refusal: None });
         self.apply().await;
     }
 
     async fn undo(&mut self, active: Active) {
-        let Active { deed, mut record, .. } = active;
+        let Active { deed, mut record, is_taken, refusal, .. } = active;
+        if deed.kind().is_inside() && !is_taken {
+            let why = refusal.unwrap_or_else(|| "no node was asked".to_owned());
+            record.problem.get_or_insert(format!("it did not take effect: {why}"));
+        }
         self.say(&format!("healed: {} {}", record.fault, record.what));
         let mut back = Vec::new();
         let done = match &deed {
@@ -310,7 +317,15 @@ impl<'a> Injector<'a> {
         let targets = self.targets;
         let bodies: Vec<Value> = (0..self.nodes.len()).map(|node| self.inside_of(node)).collect();
         let asked = bodies.iter().zip(targets).map(|(body, target)| ask(&target.client, Method::PUT, Some(body)));
-        futures_util::future::join_all(asked).await;
+        let answers = futures_util::future::join_all(asked).await;
+        for active in self.active.iter_mut().filter(|active| active.deed.kind().is_inside()) {
+            for node in active.deed.nodes() {
+                match &answers[node] {
+                    Ok(_) => active.is_taken = true,
+                    Err(why) => active.refusal = Some(format!("{}: {why}", self.nodes[node].name)),
+                }
+            }
+        }
     }
 
     /// Waits until a node that was started takes requests; whether it does.
@@ -428,11 +443,12 @@ impl<'a> Injector<'a> {
         Ok(())
     }
 
-    /// Ends all that goes on, whatever happened: every node runs, nothing is injected, and there are as many shards as before.
+    /// Ends all that goes on, whatever happened: every node runs, nothing is injected, and there are as many shards as before. `limit`:
+    /// how long keys may take to move back.
     ///
     /// # Errors
     /// What could not be healed.
-    pub async fn heal(&mut self) -> Result<()> {
+    pub async fn heal(&mut self, limit: Duration) -> Result<()> {
         for active in std::mem::take(&mut self.active) {
             self.undo(active).await;
         }
@@ -457,7 +473,7 @@ impl<'a> Injector<'a> {
                 left.push(format!("{}: {why}; what is injected there ends by itself within {by_itself} s", node.name));
             }
         }
-        if let Err(why) = self.restore_shards().await {
+        if let Err(why) = self.restore_shards(limit.max(RESTORE_WITHIN)).await {
             left.push(format!("the number of shards is not {} again: {why}", self.shards));
         }
         if left.is_empty() {
@@ -478,7 +494,7 @@ impl<'a> Injector<'a> {
         }
     }
 
-    async fn restore_shards(&mut self) -> std::result::Result<(), String> {
+    async fn restore_shards(&mut self, limit: Duration) -> std::result::Result<(), String> {
         let changed = self.recorder.borrow().history().faults.iter().any(|one| one.fault == Kind::Reshard);
         if !changed {
             return Ok(());
@@ -494,7 +510,7 @@ impl<'a> Injector<'a> {
                 },
                 Err(why) => why,
             };
-            if begun.elapsed() > RESTORE_WITHIN {
+            if begun.elapsed() > limit {
                 return Err(why);
             }
             tokio::time::sleep(AGAIN_AFTER).await;

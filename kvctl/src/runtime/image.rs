@@ -8,9 +8,12 @@ use bollard::query_parameters::{BuildImageOptionsBuilder, RemoveImageOptions, Ta
 use futures_util::StreamExt;
 
 use crate::error::{Failure, Result};
+use crate::render::say;
 
 /// Marks what kvctl made, and of which binary an image was built.
 pub const LABEL_BINARY: &str = "kvctl.binary";
+/// In its place where an image was built of the source tree.
+const FROM_SOURCE: &str = "source";
 
 const SCRATCH: &str = "FROM scratch\nCOPY kvnode /kvnode\nENV DATA_DIR=/data\nVOLUME /data\nEXPOSE 8090\nSTOPSIGNAL SIGTERM\nENTRYPOINT [\"/kvnode\"]\n";
 
@@ -40,9 +43,17 @@ pub async fn needed(docker: &Docker, image: &str, kvnode: Option<&Path>) -> Resu
     let bytes =
         std::fs::read(kvnode).map_err(|error| Failure::environment(format!("{}: {error}", kvnode.display())))?;
     let mark = fingerprint(&bytes);
-    let labels = present.and_then(|image| image.config).and_then(|config| config.labels);
-    if labels.is_some_and(|labels| labels.get(LABEL_BINARY) == Some(&mark)) {
-        return Ok(None);
+    if let Some(image_found) = present {
+        let labels = image_found.config.and_then(|config| config.labels).unwrap_or_default();
+        match labels.get(LABEL_BINARY) {
+            Some(built) if *built == mark => return Ok(None),
+            Some(_) => {}
+            // Somebody else's: its name is not given to another.
+            None => {
+                say(&format!("using image '{image}', which kvctl did not build; --image names another"));
+                return Ok(None);
+            }
+        }
     }
     Ok(Some(Build::Binary { path: kvnode.to_path_buf(), bytes, mark }))
 }
@@ -56,8 +67,8 @@ impl Build {
 
     pub async fn run(self, docker: &Docker, image: &str) -> Result<()> {
         match self {
-            Self::Binary { bytes, mark, .. } => build(docker, image, scratch_archive(&bytes)?, Some(mark)).await,
-            Self::Source(source) => build(docker, image, source_archive(&source)?, None).await,
+            Self::Binary { bytes, mark, .. } => build(docker, image, scratch_archive(&bytes)?, mark).await,
+            Self::Source(source) => build(docker, image, source_archive(&source)?, FROM_SOURCE.to_owned()).await,
         }
     }
 }
@@ -174,8 +185,8 @@ fn source_archive(root: &Path) -> Result<Vec<u8>> {
     archive.into_inner().map_err(archive_error)
 }
 
-async fn build(docker: &Docker, image: &str, archive: Vec<u8>, mark: Option<String>) -> Result<()> {
-    let labels = mark.map(|mark| [(LABEL_BINARY.to_owned(), mark)].into()).unwrap_or_default();
+async fn build(docker: &Docker, image: &str, archive: Vec<u8>, mark: String) -> Result<()> {
+    let labels = [(LABEL_BINARY.to_owned(), mark)].into();
     let args =
         std::env::var("RUST_IMAGE").ok().map(|base| [("RUST_IMAGE".to_owned(), base)].into()).unwrap_or_default();
     let options = BuildImageOptionsBuilder::default()

@@ -114,8 +114,12 @@ impl Cluster {
             match self.pid(&node) {
                 Some((pid, _)) => self.signal(&node, pid, Signal::CONT)?,
                 None => {
+                    let is_new = self.state(&node) == NodeState::Missing;
                     self.start(&node)?;
-                    self.started.borrow_mut().push(node);
+                    // One that was there before and is well again stays, whatever becomes of the others.
+                    if is_new {
+                        self.started.borrow_mut().push(node);
+                    }
                 }
             }
             progress.did(1);
