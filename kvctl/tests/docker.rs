@@ -235,6 +235,37 @@ fn six_plain_docker_runs_make_the_same_cluster() {
     chain(&endpoints, || endpoints.clone());
 }
 
+/// An image that somebody else has built is not replaced by one of the binary at hand.
+#[test]
+fn an_image_that_kvctl_did_not_build_is_used_as_it_is() {
+    let Some(_turn) = engine() else { return };
+    let theirs = Image(format!("kvctl-test-theirs-{}", std::process::id()));
+    // The same, without what kvctl marks its images with.
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::copy(kvnode(), folder.path().join("kvnode")).expect("a copy");
+    let text = "FROM scratch\nCOPY kvnode /kvnode\nENTRYPOINT [\"/kvnode\"]\n";
+    std::fs::write(folder.path().join("Dockerfile"), text).expect("written");
+    let id = || docker_ok(&["inspect", "-f", "{{.Id}}", &theirs.0]);
+    docker_ok(&["build", "-q", "-t", &theirs.0, folder.path().to_str().expect("UTF-8")]);
+    let before = id();
+    let mut all = options(21, port(500));
+    *all.last_mut().expect("the image") = theirs.0.clone();
+    let cluster = Cluster::new("theirs", &all);
+    let said = cluster.try_up();
+    assert!(said.code == 0 && said.err.contains("did not build"), "{said:?}");
+    assert_eq!(id(), before);
+    cluster.ok(&["put", "x", "1"]);
+}
+
+/// An image that goes with the test, after the containers of it.
+struct Image(String);
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        docker(&["rmi", &self.0]);
+    }
+}
+
 /// An image that builds are made in, of files of this host; removed when dropped, with all that was built on it.
 struct Base {
     name: String,

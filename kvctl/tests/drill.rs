@@ -99,4 +99,36 @@ fn ctrl_c_heals_and_nodes_that_were_not_started_for_it_refuse() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(plain.all_ready(), "everything is healed");
+
+    // One that somebody has stopped is neither started nor called a broken promise.
+    plain.ok(&["node", "kill", "bob"]);
+    let refused = plain.run(&["drill", "--yes", "--faults", "kill", "--duration", "5s"]);
+    assert_eq!((refused.code, refused.err.contains("bob does not run")), (5, true), "{refused:?}");
+    assert!(!plain.all_ready());
+}
+
+/// A history in which every fault was left out shows nothing, and is not green.
+#[test]
+fn a_drill_without_a_fault_is_not_green() {
+    let cluster = cluster("left", 65, &["--drill"]);
+    cluster.up();
+    let path = |name: &str| cluster.home().join(name).to_str().expect("UTF-8").to_owned();
+    let (history, changed, page) = (path("history"), path("changed"), path("page"));
+    let arguments =
+        ["drill", "--yes", "--duration", "5s", "--faults", "pause", "--history", &history, "--report", &page];
+    cluster.ok(&arguments);
+    let lines = std::fs::read_to_string(&history).unwrap();
+    let lines: Vec<String> = lines
+        .lines()
+        .map(|line| {
+            let mut line: Value = serde_json::from_str(line).unwrap();
+            if line["kind"] == "fault" {
+                line["problem"] = "no node took it".into();
+            }
+            line.to_string()
+        })
+        .collect();
+    std::fs::write(&changed, lines.join("\n")).unwrap();
+    let said = cluster.run(&["drill", "--judge", &changed, "--report", &page]);
+    assert_eq!((said.code, said.err.contains("no node took it")), (1, true), "{said:?}");
 }

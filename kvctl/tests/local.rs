@@ -132,6 +132,11 @@ fn mistakes_have_their_exit_codes() {
     let said = cluster.run(&["get", "x"]);
     assert_eq!((said.code, said.err.contains("kvctl cluster up")), (10, true), "{said:?}");
     assert_eq!(cluster.run(&["frobnicate"]).code, 2);
+    for output in [&["-o", "json"][..], &["--output=json"]] {
+        let said = cluster.run(&[output, &["frobnicate"]].concat());
+        let document: Value = serde_json::from_str(&said.out).expect("one document");
+        assert_eq!((said.code, &document["exit-code"]), (2, &2.into()), "{said:?}");
+    }
     let said = cluster.run(&["cluster", "up", "--runtime", "local", "--shards", "4"]);
     assert_eq!(said.code, 2, "{said:?}");
     assert!(said.err.contains("Not enough nodes"), "{said:?}");
