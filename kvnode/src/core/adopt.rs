@@ -308,6 +308,9 @@ impl Core {
         self.settling.begin_anew();
         self.abandon_repair();
         self.uncovered_at_flip();
+        if self.is_serving() {
+            self.forms_no_more();
+        }
         self.reset_pushes();
         self.say(Severity::Info, text);
     }

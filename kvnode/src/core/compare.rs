@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::causal::Vector;
 use super::replica::Replica;
 use super::settings::Mutant;
+use super::topology::Transition;
 use super::{Core, encode_fact};
 use crate::storage::Fact;
 use crate::wire::ident::{Addr, Dot, Epoch, Origin};
@@ -57,6 +58,8 @@ pub(super) struct Uncovered {
     brought: Vector,
     /// The mates are comparing because of these.
     told: Vector,
+    /// All mates have compared, while slots were being copied: who is to be a mate may have copied them before.
+    compared: Vector,
 }
 
 impl Uncovered {
@@ -65,13 +68,13 @@ impl Uncovered {
     }
 
     fn is_empty(&self) -> bool {
-        self.brought.is_empty() && self.told.is_empty()
+        self.brought.is_empty() && self.told.is_empty() && self.compared.is_empty()
     }
 
     /// What an earlier life noted: nobody is comparing because of it now.
     pub fn recovered(mut self) -> Self {
         self.brought.merge(&self.told);
-        Self { brought: self.brought, told: Vector::new() }
+        Self { told: Vector::new(), ..self }
     }
 }
 
@@ -118,14 +121,25 @@ impl Core {
 
     /// Whether some of it was written under an earlier layout.
     pub(super) fn is_uncovered_of(&self, epoch: Epoch) -> bool {
-        let Uncovered { brought, told } = &self.uncovered;
+        let Uncovered { brought, told, .. } = &self.uncovered;
         brought.iter().chain(told.iter()).any(|(origin, _)| origin.epoch == epoch)
     }
 
     /// The layout has changed, and with it the mates: those of before may not have compared yet, and those of now have not.
     pub(super) fn uncovered_at_flip(&mut self) {
-        if !self.uncovered.told.is_empty() {
+        if !self.uncovered.told.is_empty() || !self.uncovered.compared.is_empty() {
+            let compared = std::mem::take(&mut self.uncovered.compared);
+            self.uncovered.brought.merge(&compared);
             self.uncovered = std::mem::take(&mut self.uncovered).recovered();
+            self.uncovered_changed();
+        }
+    }
+
+    /// No change of the layout runs: nobody has copied anything.
+    fn nothing_is_copied(&mut self) {
+        let steady = self.topology.as_ref().is_some_and(|topology| topology.transition == Transition::Steady);
+        if steady && !self.uncovered.compared.is_empty() {
+            self.uncovered.compared = Vector::new();
             self.uncovered_changed();
         }
     }
@@ -147,10 +161,21 @@ impl Core {
         if !self.replica.as_ref().is_some_and(serves) {
             return;
         }
-        let mates = self.mates();
+        // Who was written off begins anew once the change has ended, which waits for this.
+        let is_written_off = |core: &Self, addr: &Addr| {
+            let node = core.node_of(addr);
+            let written_off = core.topology.as_ref().and_then(|topology| topology.written_off());
+            node.zip(written_off).is_some_and(|(node, written_off)| written_off.contains(&node))
+        };
+        let mut mates = self.mates();
+        mates.retain(|addr| !is_written_off(self, addr));
         let compares = |core: &Self, addr| core.peers.get(addr).is_some_and(|peer| peer.compares != Compares::Unneeded);
+        self.nothing_is_copied();
         if !self.uncovered.told.is_empty() && !mates.iter().any(|addr| compares(self, addr)) {
-            self.uncovered.told = Vector::new();
+            let told = std::mem::take(&mut self.uncovered.told);
+            if self.topology.as_ref().is_some_and(|topology| topology.transition != Transition::Steady) {
+                self.uncovered.compared.merge(&told);
+            }
             self.uncovered_changed();
         }
         self.drop_covered();

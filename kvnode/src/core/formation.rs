@@ -194,7 +194,7 @@ impl Core {
     /// An operator says that a node has nothing and is not waited for. That is about the formation, and the shards of the cluster that is
     /// formed then: later, the node may have come and have all there is. One that was heard, then or since, speaks for itself.
     fn is_taken_for_empty(&self, addr: &Addr, peer: &Peer) -> bool {
-        self.forms && !self.is_within_grace() && peer.life.is_none() && self.settings.form_without.contains(addr)
+        self.forms && !self.is_within_grace() && peer.newest_life.is_none() && self.settings.form_without.contains(addr)
     }
 
     /// Whether an operator says that the cluster is formed without a node, and it is not here, nor has told of a cluster.

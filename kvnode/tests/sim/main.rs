@@ -203,6 +203,11 @@ fn what_a_repair_brought_beyond_its_end_reaches_all_before_a_change_ends() {
 }
 
 #[test]
+fn who_was_written_off_need_not_compare() {
+    assert_eq!(scenarios::who_was_written_off_need_not_compare(), Ok(()));
+}
+
+#[test]
 fn a_giver_that_comes_back_empty_ends_the_transfer() {
     shows(reshard::a_giver_that_comes_back_empty_ends_the_transfer, Mutant::TransferOutlivesGiver);
 }

@@ -6,9 +6,9 @@ use kvnode::core::room::Room;
 use kvnode::core::settings::Mutant;
 use kvnode::core::topology::Transition;
 use kvnode::storage::Version;
-use kvnode::wire::ident::{Key, SLOT_COUNT, Slot};
+use kvnode::wire::ident::{Key, SLOT_COUNT, ShardId, Slot};
 
-use crate::reshard::{cluster, cut, holds, put, staying, wait_for};
+use crate::reshard::{cluster, cut, epoch_at, holds, put, staying, wait_for};
 use crate::world::{Weather, World};
 
 /// Asks a node and gives its answer.
@@ -139,6 +139,27 @@ pub fn what_a_repair_brought_beyond_its_end_reaches_all_before_a_change_ends() -
         |world: &World| world.topology().is_some_and(|it| it.nodes.len() == 5 && it.transition == Transition::Steady);
     wait_for(&mut world, 20_000, "the removal", removed)?;
     if contents(&world, 0) == contents(&world, 1) { Ok(()) } else { Err("the change is over, and they differ".into()) }
+}
+
+/// The same where the one that was lost is removed while another change is being finished: nobody waits for it to compare.
+pub fn who_was_written_off_need_not_compare() -> Result<(), String> {
+    let mut world = brought_beyond_its_end(None)?;
+    world.weather.clear();
+    world.start(6);
+    let addr = world.nodes[6].addr.clone();
+    world.admin(3, 1, AdminOp::AddNode(addr.clone()));
+    wait_for(&mut world, 8_000, "the joiner", |world| world.core(6).is_some_and(|core| core.topology().is_some()))?;
+    world.admin(3, 2, AdminOp::AddMember { shard: ShardId(1), addr });
+    let living = [0, 1, 3, 4, 5, 6];
+    wait_for(&mut world, 8_000, "the flip", |world| living.iter().all(|&node| epoch_at(world, node) == 2))?;
+    world.run_until(2_000, |_| false);
+    let addr = world.nodes[2].addr.clone();
+    world.admin(3, 3, AdminOp::RemoveNode(addr));
+    let removed =
+        |world: &World| world.topology().is_some_and(|it| it.nodes.len() == 6 && it.transition == Transition::Steady);
+    wait_for(&mut world, 20_000, "the end of both changes", removed)?;
+    let equal = |world: &World| [1, 6].iter().all(|&node| contents(world, node) == contents(world, 0));
+    if equal(&world) { Ok(()) } else { Err("both changes are over, and the replicas differ".into()) }
 }
 
 fn equal_when_node_2_is_back(world: &mut World) -> Result<(), String> {
