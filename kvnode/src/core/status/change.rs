@@ -137,8 +137,8 @@ impl Core {
             id: format!("{shard}"),
             members: addrs(after, shard),
             members_before: addrs(before, shard),
-            slots: after.slots_of(shard).count(),
-            slots_before: before.slots_of(shard).count(),
+            slots: after.slot_count(shard),
+            slots_before: before.slot_count(shard),
         };
         PlanStatus { shards: ids.into_iter().map(one).collect(), moved_slots: before.slots_moved(after) }
     }

@@ -207,7 +207,7 @@ impl Core {
         let one = |(&id, nodes): (&ShardId, &Vec<crate::wire::ident::NodeId>)| ShardStatus {
             id: id.to_string(),
             members: nodes.iter().filter_map(|node| topology.nodes.get(node)).cloned().collect(),
-            slots: topology.layout.slots_of(id).count(),
+            slots: topology.layout.slot_count(id),
             slot_runs: topology.layout.runs_of(id),
         };
         topology.layout.shards.iter().map(one).collect()

@@ -38,15 +38,21 @@ impl Layout {
         Self { epoch: Epoch(1), shards, runs }
     }
 
-    /// A layout of one shard per slot as `owner` says.
-    pub(super) fn of(epoch: Epoch, shards: BTreeMap<ShardId, Vec<NodeId>>, owner: impl Fn(Slot) -> ShardId) -> Self {
+    /// A layout in which as many slots as given are each shard's in turn, beginning with slot 0; together all there are.
+    pub(super) fn of(
+        epoch: Epoch,
+        shards: BTreeMap<ShardId, Vec<NodeId>>,
+        lengths: impl IntoIterator<Item = (ShardId, usize)>,
+    ) -> Self {
         let mut runs: Vec<(Slot, ShardId)> = Vec::new();
-        for slot in (0..SLOT_COUNT).map(Slot) {
-            let shard = owner(slot);
+        let mut next = 0;
+        for (shard, length) in lengths.into_iter().filter(|&(_, length)| length > 0) {
             if runs.last().is_none_or(|&(_, last)| last != shard) {
-                runs.push((slot, shard));
+                runs.push((Slot(next as u16), shard));
             }
+            next += length;
         }
+        assert_eq!(next, usize::from(SLOT_COUNT), "every slot has a shard");
         Self { epoch, shards, runs }
     }
 
@@ -73,16 +79,20 @@ impl Layout {
         self.shards.values().flatten().copied()
     }
 
-    /// The runs of slots of a shard, in order.
-    pub fn runs_of(&self, shard: ShardId) -> Vec<SlotRun> {
+    /// All runs of slots and their shards, in order.
+    pub(super) fn runs(&self) -> impl Iterator<Item = (SlotRun, ShardId)> + '_ {
         let ends = self.runs.iter().skip(1).map(|&(next, _)| Slot(next.0 - 1)).chain([Slot(SLOT_COUNT - 1)]);
-        let all = self.runs.iter().zip(ends);
-        all.filter(|&(&(_, of), _)| of == shard).map(|(&(first, _), last)| (first, last)).collect()
+        self.runs.iter().zip(ends).map(|(&(first, shard), last)| ((first, last), shard))
     }
 
-    /// The slots of a shard, in order.
-    pub fn slots_of(&self, shard: ShardId) -> impl Iterator<Item = Slot> {
-        slots_in(&self.runs_of(shard)).collect::<Vec<_>>().into_iter()
+    /// The runs of slots of a shard, in order.
+    pub fn runs_of(&self, shard: ShardId) -> Vec<SlotRun> {
+        self.runs().filter(|&(_, of)| of == shard).map(|(run, _)| run).collect()
+    }
+
+    /// How many slots a shard has.
+    pub fn slot_count(&self, shard: ShardId) -> usize {
+        self.runs().filter(|&(_, of)| of == shard).map(|(run, _)| run_length(run)).sum()
     }
 
     /// The slots that `from` has here and `to` has in `later`.
@@ -101,8 +111,13 @@ impl Layout {
 
     /// How many slots are another shard's in `later`.
     pub fn slots_moved(&self, later: &Self) -> usize {
-        (0..SLOT_COUNT).map(Slot).filter(|&slot| self.shard_of_slot(slot) != later.shard_of_slot(slot)).count()
+        let stay = self.shards.keys().flat_map(|&shard| self.passed_on(shard, later, shard));
+        usize::from(SLOT_COUNT) - stay.map(run_length).sum::<usize>()
     }
+}
+
+pub(super) fn run_length((first, last): SlotRun) -> usize {
+    usize::from(last.0 - first.0) + 1
 }
 
 /// Every slot of some runs.

@@ -4,10 +4,10 @@
 //! its even share allows; only what exceeds that moves, and only to where something is lacking. So from 2 to 3 shards
 //! exactly a third of the slots moves, and a change of members moves none.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::layout::Layout;
-use crate::wire::ident::{NodeId, SLOT_COUNT, ShardId, Slot};
+use super::layout::{Layout, run_length};
+use crate::wire::ident::{NodeId, SLOT_COUNT, ShardId};
 
 /// Replicas that a shard must have for its loss to need more than one failure.
 pub const REPLICAS_MIN: usize = 2;
@@ -38,8 +38,7 @@ pub fn reshard(
     if count > 1 && shards.values().any(|members| members.len() < REPLICAS_MIN) {
         return None;
     }
-    let owners = spread_slots(before, &ids);
-    Some(Layout::of(before.epoch.next(), shards, |slot| owners[usize::from(slot.0)]))
+    Some(Layout::of(before.epoch.next(), shards, spread_slots(before, &ids)))
 }
 
 /// How much each of `ids` should have of `total`: even shares, the larger ones to those that have most already.
@@ -82,23 +81,32 @@ fn spread_nodes(
     shards
 }
 
-fn spread_slots(before: &Layout, ids: &[ShardId]) -> Vec<ShardId> {
-    let count_of = |id: ShardId| before.slots_of(id).count();
-    let share = shares(ids, usize::from(SLOT_COUNT), count_of);
-    let mut owners: Vec<Option<ShardId>> = vec![None; usize::from(SLOT_COUNT)];
-    for &id in ids {
-        for slot in before.slots_of(id).take(share[&id]) {
-            owners[usize::from(slot.0)] = Some(id);
+/// How many slots are whose, in turn. In runs, not slot by slot: every node plans when a change is decided, and meanwhile serves nobody.
+fn spread_slots(before: &Layout, ids: &[ShardId]) -> Vec<(ShardId, usize)> {
+    let share = shares(ids, usize::from(SLOT_COUNT), |id| before.slot_count(id));
+    let lacks = |&id: &ShardId| (id, share[&id].saturating_sub(before.slot_count(id)));
+    let mut lacking: VecDeque<(ShardId, usize)> = ids.iter().map(lacks).collect();
+    let mut keeps = share;
+    let mut spread = Vec::new();
+    for (run, shard) in before.runs() {
+        let length = run_length(run);
+        let kept = keeps.get(&shard).map_or(0, |&left| left.min(length));
+        if let Some(left) = keeps.get_mut(&shard) {
+            *left -= kept;
+        }
+        spread.push((shard, kept));
+        let mut free = length - kept;
+        while free > 0 {
+            let (id, lack) = lacking.front_mut().expect("the shares add up to all slots");
+            let given = free.min(*lack);
+            spread.push((*id, given));
+            (free, *lack) = (free - given, *lack - given);
+            if *lack == 0 {
+                lacking.pop_front();
+            }
         }
     }
-    let mut lacking = Vec::new();
-    for &id in ids {
-        let has = count_of(id).min(share[&id]);
-        lacking.extend(std::iter::repeat_n(id, share[&id] - has));
-    }
-    let mut lacking = lacking.into_iter();
-    let given = owners.into_iter().map(|owner| owner.or_else(|| lacking.next()));
-    given.map(|owner| owner.expect("the shares add up to all slots")).collect()
+    spread
 }
 
 /// The layout with `node` as another replica of `shard`.
@@ -134,21 +142,17 @@ pub fn warnings(before: &Layout, after: &Layout) -> Vec<String> {
     after.shards.iter().filter_map(fewer).collect()
 }
 
-/// The first slot of a shard, for tests and messages.
-pub fn first_slot(layout: &Layout, shard: ShardId) -> Option<Slot> {
-    layout.slots_of(shard).next()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::ident::Slot;
 
     fn nodes(count: u32) -> Vec<NodeId> {
         (1..=count).map(NodeId).collect()
     }
 
     fn sizes(layout: &Layout) -> Vec<(u32, usize, usize)> {
-        layout.shards.iter().map(|(id, members)| (id.0, members.len(), layout.slots_of(*id).count())).collect()
+        layout.shards.iter().map(|(id, members)| (id.0, members.len(), layout.slot_count(*id))).collect()
     }
 
     #[test]
@@ -196,14 +200,47 @@ mod tests {
             for to in 1..=10_u32 {
                 let before = Layout::first(&nodes(20), from);
                 let after = reshard(&before, &[], &BTreeSet::new(), to, 100).unwrap();
-                let slots: Vec<usize> = after.shards.keys().map(|&id| after.slots_of(id).count()).collect();
+                let slots: Vec<usize> = after.shards.keys().map(|&id| after.slot_count(id)).collect();
                 assert_eq!(slots.iter().sum::<usize>(), usize::from(SLOT_COUNT));
                 assert!(slots.iter().max().unwrap() - slots.iter().min().unwrap() <= 1, "{from} to {to}: {slots:?}");
                 assert_eq!(after.all_members().collect::<BTreeSet<_>>().len(), 20);
-                let surplus = |id: &ShardId| before.slots_of(*id).count().saturating_sub(after.slots_of(*id).count());
+                let surplus = |id: &ShardId| before.slot_count(*id).saturating_sub(after.slot_count(*id));
                 let least: usize = before.shards.keys().map(surplus).sum();
                 assert_eq!(before.slots_moved(&after), least, "{from} to {to}");
             }
+        }
+    }
+
+    /// The same spread slot by slot: each shard keeps its first ones, and the others go, in order, to whoever lacks some.
+    fn slot_by_slot(before: &Layout, ids: &[ShardId]) -> Vec<ShardId> {
+        let mut keeps = shares(ids, usize::from(SLOT_COUNT), |id| before.slot_count(id));
+        let lacks = |&id: &ShardId| std::iter::repeat_n(id, keeps[&id].saturating_sub(before.slot_count(id)));
+        let mut lacking = ids.iter().flat_map(lacks).collect::<Vec<_>>().into_iter();
+        let owner = |slot| {
+            let shard = before.shard_of_slot(Slot(slot));
+            match keeps.get_mut(&shard).filter(|left| **left > 0) {
+                Some(left) => {
+                    *left -= 1;
+                    shard
+                }
+                None => lacking.next().unwrap(),
+            }
+        };
+        (0..SLOT_COUNT).map(owner).collect()
+    }
+
+    #[test]
+    fn a_spread_in_runs_is_that_of_the_single_slots() {
+        let mut layout = Layout::first(&nodes(40), 4);
+        for (step, count) in [7, 3, 20, 2, 1, 13, 5, 19, 6].into_iter().enumerate() {
+            let after = reshard(&layout, &[], &BTreeSet::new(), count, 100 * (step as u32 + 1)).unwrap();
+            let ids: Vec<ShardId> = after.shards.keys().copied().collect();
+            let wanted = slot_by_slot(&layout, &ids);
+            let owners: Vec<ShardId> = (0..SLOT_COUNT).map(|slot| after.shard_of_slot(Slot(slot))).collect();
+            assert!(owners == wanted, "to {count} shards");
+            let moved = (0..SLOT_COUNT).filter(|&slot| layout.shard_of_slot(Slot(slot)) != owners[usize::from(slot)]);
+            assert_eq!(moved.count(), layout.slots_moved(&after));
+            layout = after;
         }
     }
 }
