@@ -334,9 +334,10 @@ impl Core {
         Ok(())
     }
 
-    /// Wakes what has lingered; the rest is done in steps of [`TICK_MS`], or more slowly while quiet.
+    /// Wakes what has lingered or rested; the remainder is done in steps of [`TICK_MS`], or more slowly while quiet.
     fn tick(&mut self) -> Result<()> {
         self.linger_step();
+        self.rested_step()?;
         if !self.pace_tick() {
             return Ok(());
         }

@@ -45,6 +45,8 @@ pub(super) struct Pace {
     quiet: bool,
     tick_ms: u64,
     step_ms: u64,
+    /// Requests and writes of others that this node has dealt with, to tell whether clients are served.
+    pub served: u64,
 }
 
 impl Core {
@@ -93,7 +95,7 @@ impl Core {
     /// How long after the last tick the driver should tick again, in ms. It may grow less with every event.
     pub fn tick_interval_ms(&self) -> u64 {
         let due_ms = self.pace.step_ms + self.step_interval_ms();
-        let next_ms = self.linger_until_ms().map_or(due_ms, |linger| linger.min(due_ms));
+        let next_ms = self.linger_until_ms().into_iter().chain(self.repairs_rest_until_ms()).fold(due_ms, u64::min);
         next_ms.saturating_sub(self.pace.tick_ms)
     }
 

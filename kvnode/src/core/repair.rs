@@ -32,8 +32,14 @@ const ASK_AGAIN_MS: u64 = 400;
 const LISTED_MAX: usize = 4_096;
 /// Slots in one request.
 const SLOTS_MAX: usize = 512;
-/// Bytes of versions in one answer; one version may go beyond it.
-const ANSWER_WEIGHT_MAX: usize = 1 << 20;
+/// Bytes of versions in one answer; one version may go beyond it. Nobody else is served while it is put together or taken over.
+const ANSWER_WEIGHT_MAX: usize = 128 << 10;
+/// While clients are served, a repair rests after every answer for as long as it had to wait for it, and for this many times what it
+/// had to wait longer than for the quickest: then others want the same processors, or the same links. (LEDBAT, RFC 6817, backs off
+/// for the same sign.)
+const REST_PER_DELAY: u64 = 2;
+/// It rests no longer than this.
+const REST_MS_MAX: u64 = 100;
 /// Versions of one slot read at a time.
 const SLOT_PAGE: usize = 1_024;
 
@@ -63,6 +69,11 @@ pub(super) struct Repair {
     asked: Message,
     asked_ms: u64,
     slots_asked: usize,
+    /// How many requests had been served here by then, and when the next one goes out, if the repair rests.
+    served_before: u64,
+    rests_until_ms: Option<u64>,
+    /// The shortest wait for an answer so far.
+    quickest_ms: u64,
     began: bool,
     /// Something has been taken over.
     has_changed: bool,
@@ -116,6 +127,9 @@ impl Core {
             asked,
             asked_ms: now,
             slots_asked: 0,
+            served_before: self.pace.served,
+            rests_until_ms: None,
+            quickest_ms: u64::MAX,
             began: false,
             has_changed: false,
             target: Vector::new(),
@@ -260,9 +274,10 @@ impl Core {
         }
         let slots_asked = slots.len();
         let message = Message::RepairAsk { id, scope, round, slots };
-        let now = self.now.mono_ms;
+        let (now, served) = (self.now.mono_ms, self.pace.served);
         if let Some(repair) = self.place_of(purpose).as_mut() {
             (repair.round, repair.slots_asked, repair.asked_ms) = (round, slots_asked, now);
+            repair.served_before = served;
             repair.asked = message.clone();
         }
         self.send(&peer, message);
@@ -390,7 +405,42 @@ impl Core {
             }
         }
         self.replica_changed = true;
-        self.repair_on(purpose)
+        if self.repair_rests(purpose) { Ok(()) } else { self.repair_on(purpose) }
+    }
+
+    /// Lets clients go first: whether the repair is to go on later.
+    fn repair_rests(&mut self, purpose: Purpose) -> bool {
+        let (now, served) = (self.now.mono_ms, self.pace.served);
+        let never = self.settings.broken(Mutant::RepairNeverRests);
+        let Some(repair) = self.place_of(purpose).as_mut() else { return false };
+        let waited_ms = now.saturating_sub(repair.asked_ms);
+        repair.quickest_ms = repair.quickest_ms.min(waited_ms);
+        let rest_ms = (waited_ms + REST_PER_DELAY * (waited_ms - repair.quickest_ms)).min(REST_MS_MAX);
+        if served == repair.served_before || rest_ms == 0 || never {
+            return false;
+        }
+        (repair.asked_ms, repair.rests_until_ms) = (now, Some(now + rest_ms));
+        true
+    }
+
+    /// When the first repair that rests goes on.
+    pub(super) fn repairs_rest_until_ms(&self) -> Option<u64> {
+        let both = [&self.repair, &self.transfer];
+        both.into_iter().flatten().filter_map(|repair| repair.rests_until_ms).min()
+    }
+
+    /// Goes on with repairs that have rested.
+    pub(super) fn rested_step(&mut self) -> Result<()> {
+        let now = self.now.mono_ms;
+        for place in [Purpose::Mate, Purpose::Copy] {
+            let repair = self.place_of(place).as_mut();
+            if let Some(repair) = repair.filter(|repair| repair.rests_until_ms.is_some_and(|until| until <= now)) {
+                repair.rests_until_ms = None;
+                let purpose = repair.purpose;
+                self.repair_on(purpose)?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether a version has been here, and has been overwritten and then forgotten: an answer that comes late may still bring it. (What

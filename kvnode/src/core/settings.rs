@@ -111,6 +111,8 @@ pub enum Mutant {
     GapUnnoticed,
     /// What clients wait for when the layout changes is not sent to the other replicas again.
     EarlierWritesKept,
+    /// Slots are copied as fast as they can be, whoever else wants to be served.
+    RepairNeverRests,
     /// What an earlier life of a node had asked is answered to its present one.
     AnswersTheDead,
     /// What a node told of its progress counts although it did not know yet who is waited for.

@@ -425,6 +425,11 @@ fn nobody_waits_for_a_reshard() {
     shows(reshard::nobody_waits_for_a_reshard, Mutant::EarlierWritesKept);
 }
 
+#[test]
+fn a_copy_lets_clients_go_first() {
+    shows(reshard::a_copy_lets_clients_go_first, Mutant::RepairNeverRests);
+}
+
 /// `KV_NODES=300` goes up to as many, a hundred shards. (Twelve nodes found that a founder which does not vote called an election.)
 #[test]
 fn the_cost_of_an_operation_hardly_grows_with_the_cluster() {

@@ -14,6 +14,15 @@ use kvnode::wire::ident::{Key, ShardId, Slot};
 use crate::scenarios::ask;
 use crate::world::{Weather, World};
 
+/// A number of eight kilobytes.
+const VALUE: &str = {
+    const BYTES: [u8; 8_192] = [b'0'; 8_192];
+    match std::str::from_utf8(&BYTES) {
+        Ok(text) => text,
+        Err(_) => unreachable!(),
+    }
+};
+
 pub const CUT: Weather = Weather { cut: true, ..Weather::FAIR };
 
 pub fn cluster(mutant: Option<Mutant>) -> World {
@@ -354,6 +363,35 @@ pub fn nobody_waits_for_a_reshard(mutant: Option<Mutant>) -> Result<(), String> 
     }
     assert!((0..6).all(|node| epoch_at(&world, node) == 2), "it was resharded");
     Ok(())
+}
+
+/// While clients are served, slots are copied at half the speed or less: what waits for processors and links must not be the clients.
+pub fn a_copy_lets_clients_go_first(mutant: Option<Mutant>) -> Result<(), String> {
+    let copying_takes = |with_clients: bool| {
+        let (mut world, mut asked) = (cluster(mutant), 1_000);
+        // As much as takes many answers.
+        for number in 0..1_500 {
+            asked += 1;
+            world.request(number % 6, asked, put(&format!("key-{number}").as_str().into(), VALUE), Vec::new());
+            world.run_until(10, |_| false);
+        }
+        world.run_until(1_000, |_| false);
+        assert_eq!(world.answers.drain(..).filter(|(_, it)| matches!(it, Some(Answer::Created { .. }))).count(), 1_500);
+        let began = world.now_ms;
+        reshard(&mut world, 1);
+        while (0..6).any(|node| epoch_at(&world, node) == 1) {
+            if with_clients {
+                asked += 1;
+                world.request(asked as usize % 6, asked, get(&staying()), Vec::new());
+            }
+            world.run_until(1, |_| false);
+            assert!(world.now_ms < began + 20_000, "it is copied at all");
+        }
+        world.now_ms - began
+    };
+    let (alone, beside_clients) = (copying_takes(false), copying_takes(true));
+    let rested = beside_clients >= 2 * alone;
+    if rested { Ok(()) } else { Err(format!("{alone} ms alone, {beside_clients} ms beside clients")) }
 }
 
 /// Everything that contexts were relieved of is at every replica that serves: so one that lost its data serves nothing before it is
