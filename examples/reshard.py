@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A reshard from 2 to 3 shards and back under load, with a seventh node: the figures of ARCHITECTURE.md.
 
-Clients write and read with causal contexts the whole time and check what they read. Usage: examples/reshard.py KVNODE KEYS...
+Clients write and read with causal contexts the whole time and check what they read.
+Needs a release build. Usage: examples/reshard.py TARGET_FOLDER KEYS...
 Exit 1 if any client read something older than it had seen, or an acknowledged key is gone.
 """
 
@@ -14,9 +15,10 @@ import tempfile
 import threading
 import time
 
-KVNODE, SIZES = sys.argv[1], [int(text) for text in sys.argv[2:]] or [10_000]
+import cluster
+
+TARGET, SIZES = sys.argv[1], [int(text) for text in sys.argv[2:]] or [10_000]
 NODES = [f"127.10.0.{i}:8090" for i in range(2, 9)]
-VALUE = "x" * 100
 CLIENTS = 6
 
 
@@ -24,7 +26,7 @@ def start(folder, address, view, **more):
     env = {"SOCKET_ADDRESS": address, "LISTEN_ADDRESS": address, "VIEW": ",".join(view), "LOG_LEVEL": "warn", **more}
     if os.environ.get("KEEP_ON_DISK"):
         env["DATA_DIR"] = f"{folder}/{address}"
-    return subprocess.Popen([KVNODE], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen([f"{TARGET}/kvnode"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 class Client:
@@ -57,19 +59,8 @@ def wait_ready(addresses):
 
 
 def fill(keys):
-    """Many writers at once; each key's first value."""
-
-    def part(index):
-        client = Client([NODES[index % 6]])
-        for number in range(index, keys, 32):
-            client.token = None
-            # Whatever became of a write that was not confirmed: the same value again does no harm.
-            while client.ask("PUT", f"/kvs/key-{number}", value=VALUE)[0] not in (200, 201):
-                client.token = None
-
-    threads = [threading.Thread(target=part, args=(index,)) for index in range(32)]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
+    fixed = ["--mix", "1/0", "--route", "owner", "--connections", 64, "--duration", "100ms", "--warmup", "0s"]
+    cluster.bench(TARGET, NODES[:6], "--keys", keys, "--value-size", 100, "--prepare", *fixed)
 
 
 class Load(threading.Thread):

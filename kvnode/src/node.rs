@@ -1,32 +1,33 @@
-//! THE loop of a node: collect what has happened, let the core handle it, commit, act.
+//! A running node: collect what has happened, let the core handle it, commit, act.
 //!
-//! Everything happens in *turns*. A turn takes all events that have gathered, hands them to the core, commits what they
-//! changed in one batch (and syncs it, under `--fsync always`), and only then sends the answers and messages of the turn.
-//! While a turn waits for the disk, the next one gathers: that is the group commit. Only a node's own writes go to the other
-//! replicas before, so that all disks sync them at the same time.
+//! What happens is put in the [`inbox`]; THE loop takes it from there in *turns* ([`turn`]). Here is what everybody else sees of it.
 //!
 //! Invariant: the core is changed, and its effects and batches are taken, by the loop alone. Everybody else puts events in
 //! the inbox or looks. A read that has to wait for nothing is such a look, unless a turn waits for the disk just then.
 
+mod inbox;
+mod turn;
+
 use std::any::Any;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Notify, oneshot, watch};
-use tracing::{debug, error, info, warn};
+use tracing::{error, warn};
 
+use self::inbox::{Inbox, Waiting};
+use self::turn::Loop;
 use crate::config::Fsync;
 use crate::core::admin::{AdminAnswer, AdminOp, JobState};
 use crate::core::request::{Answer, Op};
 use crate::core::settings::Settings;
-use crate::core::{Committed, Core, Effect, Event, Now, Severity};
+use crate::core::{Core, Event, Now};
 use crate::drill::{Drill, Injected, Way};
-use crate::peer::{Link, LinkDone, auth};
-use crate::room::{self, RoomGauge};
+use crate::peer::auth;
+use crate::room::RoomGauge;
 use crate::storage::dir::DataDir;
-use crate::storage::{Result, Store, StoreError, Syncer};
+use crate::storage::{Result, Store, Syncer};
 use crate::wire::ident::{Addr, ShardId};
 use crate::wire::peer::Batch;
 
@@ -81,48 +82,9 @@ struct Shared {
     _owned: Option<DataDir>,
 }
 
-#[derive(Default)]
-struct Inbox {
-    events: Vec<Event>,
-    batches: Vec<(Batch, oneshot::Sender<Batch>)>,
-    /// Links whose last batch is done.
-    idle: Vec<Addr>,
-    clients: HashMap<u64, Waiting>,
-    admins: HashMap<u64, oneshot::Sender<AdminAnswer>>,
-    last_client: u64,
-    /// The loop has ended: nobody is answered any more.
-    closed: bool,
-}
-
-/// A client that waits, and what is held until it is answered, whether it still listens or not.
-struct Waiting {
-    sender: oneshot::Sender<Answer<String>>,
-    _held: Option<Box<dyn Any + Send>>,
-}
-
-impl Inbox {
-    /// Whoever waits learns that there is no answer.
-    fn close(&mut self) {
-        let last_client = self.last_client;
-        *self = Self { closed: true, last_client, ..Self::default() };
-    }
-}
-
 /// A poisoned lock means that the loop has panicked; what it guards is still good to look at, and [`Fallen`] ends the process.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Notes that the loop has panicked. Without it the node would stay there, answer reads from a core that is half changed, and
-/// leave everybody else waiting.
-struct Fallen(Arc<Shared>);
-
-impl Drop for Fallen {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            fail(&self.0, "the node's loop has panicked");
-        }
-    }
 }
 
 impl NodeHandle {
@@ -394,223 +356,6 @@ fn fail(shared: &Shared, why: &str) {
     lock(&shared.inbox).close();
     error!("{why}; this node stops");
     shared.failure.send_replace(Some(why.to_owned()));
-}
-
-/// Peers that wait for the answer to their batch.
-type PeersWaiting = Vec<(Addr, oneshot::Sender<Batch>)>;
-
-/// A turn up to its commit.
-struct Handled {
-    senders: PeersWaiting,
-    /// What has to be synced before anything of the turn is told.
-    syncer: Option<Arc<dyn Syncer>>,
-    /// That is more than data: see [`Committed::urgent`].
-    urgent: bool,
-}
-
-/// The loop's own state.
-struct Loop {
-    shared: Arc<Shared>,
-    /// `None` for a store that has nothing to sync.
-    syncer: Option<Arc<dyn Syncer>>,
-    /// `--fsync always`
-    always: bool,
-    gauge: RoomGauge,
-    links: BTreeMap<Addr, Link>,
-    /// Links with a batch on its way.
-    busy: BTreeSet<Addr>,
-    /// Peers that the core has something for.
-    awake: BTreeSet<Addr>,
-}
-
-impl Loop {
-    fn new(shared: Arc<Shared>, syncer: Option<Arc<dyn Syncer>>, gauge: RoomGauge, always: bool) -> Self {
-        let (links, busy, awake) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        Self { shared, syncer, always, gauge, links, busy, awake }
-    }
-
-    async fn run(mut self) {
-        let shared = self.shared.clone();
-        let _fallen = Fallen(shared.clone());
-        let mut last_tick = tokio::time::Instant::now();
-        let alarm = tokio::time::sleep_until(last_tick);
-        tokio::pin!(alarm);
-        loop {
-            let tick = tokio::select! {
-                () = shared.arrived.notified() => false,
-                () = &mut alarm => true,
-            };
-            if !tick {
-                // Whatever else has come by now belongs to the same turn, and to the same batches.
-                tokio::task::yield_now().await;
-            }
-            if tick {
-                last_tick = tokio::time::Instant::now();
-            }
-            if let Err(error) = self.turn(tick).await {
-                return fail(&shared, &error.to_string());
-            }
-            shared.turns.send_modify(|turn| *turn += 1);
-            let due = last_tick + Duration::from_millis(lock(&shared.core).tick_interval_ms());
-            if alarm.deadline() != due {
-                alarm.as_mut().reset(due);
-            }
-        }
-    }
-
-    async fn turn(&mut self, tick: bool) -> Result<()> {
-        let (events, batches) = {
-            let mut inbox = lock(&self.shared.inbox);
-            for idle in std::mem::take(&mut inbox.idle) {
-                self.busy.remove(&idle);
-                self.awake.insert(idle);
-            }
-            (std::mem::take(&mut inbox.events), std::mem::take(&mut inbox.batches))
-        };
-        let handled = self.handle(events, batches, tick)?;
-        if let Some(syncer) = handled.syncer {
-            if !handled.urgent {
-                self.send_writes();
-            }
-            self.sync(syncer).await?;
-        }
-        self.act(handled.senders);
-        Ok(())
-    }
-
-    /// Sends the writes that clients wait for ahead of the sync that their answers wait for, too.
-    fn send_writes(&mut self) {
-        let at = now(self.shared.began, &self.shared.drill);
-        let awaited = lock(&self.shared.core).awaited_peers();
-        for peer in awaited.into_iter().filter(|peer| !self.busy.contains(peer)).collect::<Vec<_>>() {
-            let batch = lock(&self.shared.core).next_writes(at, &peer);
-            if let Some(batch) = batch {
-                self.link(&peer).send(batch);
-                self.busy.insert(peer);
-            }
-        }
-    }
-
-    /// The synchronous part of a turn: handle and commit.
-    fn handle(
-        &mut self,
-        events: Vec<Event>,
-        batches: Vec<(Batch, oneshot::Sender<Batch>)>,
-        tick: bool,
-    ) -> Result<Handled> {
-        let shared = self.shared.clone();
-        let mut core = lock(&shared.core);
-        let done = self.handle_all(&mut core, events, batches, tick);
-        let due = |committed: &Committed| committed.urgent || (committed.changed && self.always);
-        let syncer = done.as_ref().ok().and_then(|(_, committed)| self.syncer.clone().filter(|_| due(committed)));
-        shared.held.store(syncer.is_some() || done.is_err(), Ordering::Relaxed);
-        done.map(|(senders, committed)| Handled { senders, syncer, urgent: committed.urgent })
-    }
-
-    fn handle_all(
-        &mut self,
-        core: &mut Core,
-        events: Vec<Event>,
-        batches: Vec<(Batch, oneshot::Sender<Batch>)>,
-        tick: bool,
-    ) -> Result<(PeersWaiting, Committed)> {
-        let at = now(self.shared.began, &self.shared.drill);
-        let limit = self.shared.drill.store_bytes_max().unwrap_or(self.shared.bytes_max);
-        let mut handle = |event: Event| {
-            if let Some(room) = self.gauge.before(room::weight(&event), limit) {
-                core.handle(at, room)?;
-            }
-            core.handle(at, event)
-        };
-        for event in events {
-            handle(event)?;
-        }
-        let mut senders = Vec::with_capacity(batches.len());
-        for (batch, sender) in batches {
-            senders.push((batch.from.clone(), sender));
-            handle(Event::Batch(batch))?;
-        }
-        if tick {
-            handle(Event::Tick)?;
-        }
-        let committed = core.commit()?;
-        Ok((senders, committed))
-    }
-
-    async fn sync(&self, syncer: Arc<dyn Syncer>) -> Result<()> {
-        let mark = lock(&self.shared.core).sync_mark();
-        let done = tokio::task::spawn_blocking(move || syncer.sync()).await;
-        done.map_err(|panic| StoreError::Io(panic.to_string()))??;
-        lock(&self.shared.inbox).events.push(Event::Synced(mark));
-        Ok(())
-    }
-
-    /// Sends the answers and messages of the turn.
-    fn act(&mut self, senders: PeersWaiting) {
-        let at = now(self.shared.began, &self.shared.drill);
-        let effects = {
-            let mut core = lock(&self.shared.core);
-            self.shared.held.store(false, Ordering::Relaxed);
-            core.take_effects()
-        };
-        for effect in effects {
-            match effect {
-                Effect::Reply { id, answer } => {
-                    if let Some(client) = lock(&self.shared.inbox).clients.remove(&id) {
-                        // A client that has gone away needs no answer.
-                        let _ = client.sender.send(answer);
-                    }
-                }
-                Effect::Decided { id, answer } => {
-                    if let Some(admin) = lock(&self.shared.inbox).admins.remove(&id) {
-                        let _ = admin.send(answer);
-                    }
-                }
-                Effect::Wake(peer) => {
-                    self.awake.insert(peer);
-                }
-                Effect::Say(Severity::Info, text) => info!("{text}"),
-                Effect::Say(Severity::Warn, text) => warn!("{text}"),
-            }
-        }
-        for (from, sender) in senders {
-            let answer = lock(&self.shared.core).answer_batch(at, &from);
-            // A peer that has gone away asks again.
-            let _ = sender.send(answer);
-        }
-        for peer in std::mem::take(&mut self.awake) {
-            if self.busy.contains(&peer) {
-                continue;
-            }
-            let batch = lock(&self.shared.core).next_batch(at, &peer);
-            if let Some(batch) = batch {
-                self.link(&peer).send(batch);
-                self.busy.insert(peer);
-            }
-        }
-    }
-
-    fn link(&mut self, peer: &Addr) -> &Link {
-        let shared = &self.shared;
-        self.links.entry(peer.clone()).or_insert_with(|| {
-            let (shared, drill) = (shared.clone(), shared.drill.clone());
-            let done = move |peer: &Addr, fate: LinkDone| link_done(&shared, peer, fate);
-            let (secret, max) = (self.shared.secret.clone(), self.shared.peer_body_max);
-            Link::start(secret, drill, peer.clone(), max, done)
-        })
-    }
-}
-
-fn link_done(shared: &Shared, peer: &Addr, fate: LinkDone) {
-    let mut inbox = lock(&shared.inbox);
-    match fate {
-        LinkDone::Answered(batch) => inbox.events.push(Event::Batch(batch)),
-        LinkDone::Undelivered(batch) => inbox.events.push(Event::Undelivered { peer: peer.clone(), batch }),
-        LinkDone::Lost { why } => debug!("a message to {peer} is lost: {why}"),
-    }
-    inbox.idle.push(peer.clone());
-    drop(inbox);
-    shared.arrived.notify_one();
 }
 
 #[cfg(test)]

@@ -10,10 +10,10 @@ use super::Core;
 use super::causal::Context;
 use super::contact::Peer;
 use super::request::{Answer, Op};
-use super::serve::{Pages, Requester};
+use super::serve::Requester;
 use super::settings::Mutant;
 use crate::storage::Result;
-use crate::wire::ident::{Addr, Epoch, Key, ShardId};
+use crate::wire::ident::{Addr, ShardId};
 use crate::wire::peer::{Batch, Message, Stage};
 
 /// How long a request looks for a replica before the client is told that there is none.
@@ -28,10 +28,6 @@ const ANSWER_MARGIN_MS: u64 = 500;
 pub(super) struct Forwards {
     last_id: u64,
     open: BTreeMap<u64, Open>,
-    last_gather: u64,
-    gathers: BTreeMap<u64, Gather>,
-    /// Listings that the layout has overtaken.
-    again: Vec<(Requester, Op, Context)>,
 }
 
 #[derive(Debug)]
@@ -47,19 +43,6 @@ struct Open {
     target: Option<Addr>,
     target_since_ms: u64,
     tried_since_ms: u64,
-}
-
-#[derive(Debug)]
-struct Gather {
-    requester: Requester,
-    op: Op,
-    /// The client's own context.
-    asked: Context,
-    /// All pages must be of this layout.
-    epoch: Epoch,
-    limit: usize,
-    context: Context,
-    pages: Pages,
 }
 
 impl Forwards {
@@ -282,9 +265,7 @@ impl Core {
 
     /// Gives up on targets that are gone, tries those that have come, and ends what took too long.
     pub(super) fn forward_step(&mut self) -> Result<()> {
-        for (requester, op, context) in std::mem::take(&mut self.forwards.again) {
-            self.gather(requester, op, context)?;
-        }
+        self.list_again()?;
         let now = self.now.mono_ms;
         let answer_ms = self.settings.causal_wait_ms + self.settings.ack_wait_ms + ANSWER_MARGIN_MS;
         for id in self.forwards.open.keys().copied().collect::<Vec<u64>>() {
@@ -330,100 +311,5 @@ impl Core {
         if let Some(open) = self.forwards.open.remove(&id) {
             self.answer(open.requester, Answer::NoReplica { shard: open.shard });
         }
-    }
-
-    /// Asks every shard for a page.
-    pub(super) fn gather(&mut self, requester: Requester, op: Op, context: Context) -> Result<()> {
-        let Op::List { limit, .. } = op else { return Ok(()) };
-        let shards: Vec<ShardId> =
-            self.topology.as_ref().map(|topology| topology.layout.shards.keys().copied().collect()).unwrap_or_default();
-        self.forwards.last_gather += 1;
-        let id = self.forwards.last_gather;
-        let pages = shards.iter().map(|&shard| (shard, None)).collect();
-        let epoch = self.topology.as_ref().map_or(Epoch(0), |topology| topology.layout.epoch);
-        let gather = Gather {
-            requester,
-            op: op.clone(),
-            asked: context.clone(),
-            epoch,
-            limit: limit as usize,
-            context: context.clone(),
-            pages,
-        };
-        self.forwards.gathers.insert(id, gather);
-        for shard in shards {
-            self.ask_shard(Requester::Gather(id, shard), shard, op.clone(), context.clone())?;
-        }
-        Ok(())
-    }
-
-    /// One shard's page has come, or the reason why there is none.
-    pub(super) fn gathered(&mut self, id: u64, shard: ShardId, answer: Answer) {
-        let Some(gather) = self.forwards.gathers.get_mut(&id) else { return };
-        let moved = matches!(&answer, Answer::Keys { context, .. } if context.epoch != gather.epoch);
-        if moved || matches!(answer, Answer::NoSuchShard) {
-            // The layout has changed on the way: a page of each would lack or double keys.
-            if let Some(gather) = self.forwards.gathers.remove(&id) {
-                self.forwards.again.push((gather.requester, gather.op, gather.asked));
-            }
-            return;
-        }
-        let Answer::Keys { keys, next, context } = answer else {
-            // A page that lacks a shard is no page.
-            if let Some(gather) = self.forwards.gathers.remove(&id) {
-                self.answer(gather.requester, answer);
-            }
-            return;
-        };
-        gather.context.merge(&context);
-        gather.pages.insert(shard, Some((keys, next)));
-        if gather.pages.values().all(Option::is_some)
-            && let Some(gather) = self.forwards.gathers.remove(&id)
-        {
-            let (keys, next) = merge_pages(gather.pages, gather.limit);
-            let mut context = gather.context;
-            self.prune(&mut context.seen);
-            self.answer(gather.requester, Answer::Keys { keys, next, context });
-        }
-    }
-}
-
-/// One page out of one page per shard. It ends where the first shard's page ends that has more.
-fn merge_pages(pages: Pages, limit: usize) -> (Vec<Key>, Option<Key>) {
-    let pages: Vec<(Vec<Key>, Option<Key>)> = pages.into_values().flatten().collect();
-    let horizon = pages.iter().filter_map(|(_, next)| next.clone()).min();
-    let mut keys: Vec<Key> = pages.into_iter().flat_map(|(keys, _)| keys).collect();
-    keys.retain(|key| horizon.as_ref().is_none_or(|horizon| key <= horizon));
-    keys.sort_unstable();
-    if keys.len() > limit {
-        keys.truncate(limit);
-        let next = keys.last().cloned();
-        return (keys, next);
-    }
-    (keys, horizon)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn page(keys: &[&str], next: Option<&str>) -> Option<(Vec<Key>, Option<Key>)> {
-        Some((keys.iter().map(|&key| key.into()).collect(), next.map(Key::from)))
-    }
-
-    #[test]
-    fn a_page_leaves_out_what_a_shard_has_not_told_yet() {
-        let pages = Pages::from([(ShardId(1), page(&["a", "c"], Some("c"))), (ShardId(2), page(&["b", "d"], None))]);
-        let (keys, next) = merge_pages(pages, 2);
-        assert_eq!((keys, next), (vec!["a".into(), "b".into()], Some("b".into())));
-        let pages = Pages::from([(ShardId(1), page(&["a", "c"], Some("c"))), (ShardId(2), page(&["b", "d"], None))]);
-        let (keys, next) = merge_pages(pages, 10);
-        assert_eq!((keys, next), (vec!["a".into(), "b".into(), "c".into()], Some("c".into())));
-    }
-
-    #[test]
-    fn the_last_page_has_no_next() {
-        let pages = Pages::from([(ShardId(1), page(&["a"], None)), (ShardId(2), page(&[], None))]);
-        assert_eq!(merge_pages(pages, 10), (vec!["a".into()], None));
     }
 }

@@ -15,6 +15,7 @@ pub mod admin;
 pub mod causal;
 pub mod clock;
 pub mod inventory;
+mod listing;
 pub mod log;
 pub mod replica;
 pub mod request;
@@ -56,6 +57,7 @@ use forward::Forwards;
 use govern::Office;
 use handover::Copies;
 use inventory::Inventory;
+use listing::Listings;
 use pace::Pace;
 use repair::Repair;
 use replica::{Handed, Replica};
@@ -181,6 +183,7 @@ pub struct Core {
     settling: Settling,
     waiting: Waiting,
     forwards: Forwards,
+    listings: Listings,
     /// From another replica of this node's shard.
     repair: Option<Repair>,
     /// From a node of another shard, or of the layout before.
@@ -259,6 +262,7 @@ impl Core {
             settling: Settling::recovered(noted.unwrap_or_default()),
             waiting: Waiting::default(),
             forwards: Forwards::default(),
+            listings: Listings::default(),
             repair: None,
             transfer: None,
             last_repair_id: 0,

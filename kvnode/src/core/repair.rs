@@ -34,10 +34,9 @@ const LISTED_MAX: usize = 4_096;
 const SLOTS_MAX: usize = 512;
 /// Bytes of versions in one answer; one version may go beyond it. Nobody else is served while it is put together or taken over.
 const ANSWER_WEIGHT_MAX: usize = 128 << 10;
-/// While clients are served, a repair rests after every answer for as long as it had to wait for it, and for this many times what it
-/// had to wait longer than for the quickest: then others want the same processors, or the same links. (LEDBAT, RFC 6817, backs off
-/// for the same sign.)
-const REST_PER_DELAY: u64 = 2;
+/// While clients are served, a repair rests after every answer for so many times what it had to wait for it beyond the shortest such
+/// wait: then others want the same processors, or the same links. (LEDBAT, RFC 6817, backs off for the same sign.)
+const REST_PER_DELAY: u64 = 3;
 /// It rests no longer than this.
 const REST_MS_MAX: u64 = 100;
 /// Versions of one slot read at a time.
@@ -415,7 +414,7 @@ impl Core {
         let Some(repair) = self.place_of(purpose).as_mut() else { return false };
         let waited_ms = now.saturating_sub(repair.asked_ms);
         repair.quickest_ms = repair.quickest_ms.min(waited_ms);
-        let rest_ms = (waited_ms + REST_PER_DELAY * (waited_ms - repair.quickest_ms)).min(REST_MS_MAX);
+        let rest_ms = (REST_PER_DELAY * (waited_ms - repair.quickest_ms)).min(REST_MS_MAX);
         if served == repair.served_before || rest_ms == 0 || never {
             return false;
         }

@@ -4,7 +4,7 @@
 //! until `causal_wait_ms` is over. An accepted write is answered once a majority of the shard's replicas hold it, or when
 //! there is nobody left to wait for, or when `ack_wait_ms` is over; it always says how many copies there were.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::causal::{Context, Vector};
 use super::causality::Check;
@@ -17,15 +17,6 @@ use super::{Core, Effect, Now};
 use crate::storage::{Result, Version};
 use crate::wire::ident::{Addr, Dot, Incarnation, Key, NodeId, Origin, ShardId, Slot};
 use crate::wire::peer::{Message, Stage, Write};
-
-/// Versions read for one page of a listing, at most: a page may be shorter than asked for.
-const LIST_READ_MAX: usize = 10_000;
-/// Bytes of keys on one page.
-const LIST_WEIGHT_MAX: usize = 512 << 10;
-/// Bytes read for one page, about: nobody else is served meanwhile.
-const LIST_BYTES_MAX: usize = 32 << 20;
-/// Versions that are looked at together.
-const LIST_AT_ONCE: usize = 64;
 
 /// Who wants the answer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -295,7 +286,7 @@ impl Core {
     }
 
     /// A context to hand out: what was seen, less what everybody has.
-    fn context(&self, mut seen: Vector) -> Context {
+    pub(super) fn context(&self, mut seen: Vector) -> Context {
         self.prune(&mut seen);
         let epoch = self.topology.as_ref().map_or(crate::wire::ident::Epoch(0), |topology| topology.layout.epoch);
         Context { epoch, seen }
@@ -354,50 +345,6 @@ impl Core {
         self.replica_changed = true;
         self.waiting.changed = true;
         Ok(dot)
-    }
-
-    /// One page of this shard's keys.
-    fn list(
-        &mut self,
-        requester: Requester,
-        prefix: &str,
-        after: Option<Key>,
-        limit: u32,
-        own: Vector,
-        foreign: Vector,
-    ) -> Result<()> {
-        let mut seen = own;
-        seen.merge(&foreign);
-        let (mut keys, mut last, mut weight, mut read, mut bytes) = (Vec::new(), after, 0, 0, 0);
-        let page = (limit as usize).clamp(1, 1_000);
-        let more = 'pages: loop {
-            // One more than the page takes tells whether it is the last.
-            let at_once = (page - keys.len() + 1).min(LIST_AT_ONCE);
-            let versions = self.store.list(prefix, last.as_ref(), at_once)?;
-            let end = versions.len() < at_once;
-            read += versions.len();
-            for (key, version) in versions {
-                if keys.len() == page || weight >= LIST_WEIGHT_MAX || bytes >= LIST_BYTES_MAX {
-                    break 'pages true;
-                }
-                bytes += version.read;
-                if self.bearings.owns(Slot::of(&key)) {
-                    seen.raise(version.dot.origin, version.dot.seq);
-                    seen.merge(&version.deps);
-                }
-                last = Some(key.clone());
-                if version.has_value && self.bearings.owns(Slot::of(&key)) {
-                    weight += key.len();
-                    keys.push(key);
-                }
-            }
-            if end || read >= LIST_READ_MAX {
-                break !end;
-            }
-        };
-        let context = self.context(seen);
-        self.answer(requester, Answer::Keys { keys, next: if more { last } else { None }, context });
-        Ok(())
     }
 
     /// Looks at parked requests again after something was applied.
@@ -601,6 +548,3 @@ impl Core {
 fn takes_writes(peer: &Peer) -> bool {
     peer.report.as_ref().is_none_or(|report| report.takes_writes)
 }
-
-/// Listings under way: the pages of the shards that have answered.
-pub(super) type Pages = BTreeMap<ShardId, Option<(Vec<Key>, Option<Key>)>>;

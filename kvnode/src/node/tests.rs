@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::*;
+use crate::storage::StoreError;
 use crate::storage::gauge::Gauge;
 use crate::storage::memory::MemoryStore;
 use crate::storage::{Fact, Head, Listed, Version};
