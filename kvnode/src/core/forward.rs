@@ -161,7 +161,6 @@ impl Core {
         context: Context,
         until_ms: u64,
     ) -> Result<()> {
-        self.pace.served += 1;
         let Some(peer) = self.peers.get_mut(from) else { return Ok(()) };
         let Some(life) = peer.life.filter(|_| peer.first_time(id)) else { return Ok(()) };
         let requester = Requester::Peer(from.clone(), life, id);

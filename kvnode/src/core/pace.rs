@@ -45,8 +45,6 @@ pub(super) struct Pace {
     quiet: bool,
     tick_ms: u64,
     step_ms: u64,
-    /// Requests and writes of others that this node has dealt with, to tell whether clients are served.
-    pub served: u64,
 }
 
 impl Core {

@@ -30,17 +30,20 @@ const SILENCE_MS: u64 = 2_000;
 const ASK_AGAIN_MS: u64 = 400;
 /// Versions listed in one request, at most; but at least one slot.
 const LISTED_MAX: usize = 4_096;
-/// Slots in one request.
+/// Slots in one request, at most. After an answer that was full it is half as many again as that dealt with.
 const SLOTS_MAX: usize = 512;
-/// Bytes of versions in one answer; one version may go beyond it. Nobody else is served while it is put together or taken over.
+/// Bytes of versions in one answer; one version may go beyond it. Nobody else is served while it is put together or taken over, but a
+/// replica that has to catch up with the others must do it faster than they write.
 const ANSWER_WEIGHT_MAX: usize = 128 << 10;
-/// While clients are served, a repair rests after every answer for so many times what it had to wait for it beyond the shortest such
-/// wait: then others want the same processors, or the same links. (LEDBAT, RFC 6817, backs off for the same sign.)
-const REST_PER_DELAY: u64 = 3;
+const MATE_ANSWER_WEIGHT_MAX: usize = 1 << 20;
+/// A copy for another layout backs off where answers are late: then clients, or other copies, want the same processors or links. It
+/// rests for so many times what an answer took beyond the quickest. (LEDBAT, RFC 6817, makes way at the same sign.)
+const REST_PER_DELAY: u64 = 2;
 /// It rests no longer than this.
 const REST_MS_MAX: u64 = 100;
-/// Versions of one slot read at a time.
+/// Versions of one slot read at a time, to list them and to compare them.
 const SLOT_PAGE: usize = 1_024;
+const COMPARED_PAGE: usize = 32;
 
 /// What a repair is for; it decides what its end brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +70,12 @@ pub(super) struct Repair {
     /// The request that waits for its answer, and when it was last sent.
     asked: Message,
     asked_ms: u64,
+    /// When it was sent for the first time: whatever an answer answers, it is late. (Karn's rule.)
+    first_asked_ms: u64,
     slots_asked: usize,
-    /// How many requests had been served here by then, and when the next one goes out, if the repair rests.
-    served_before: u64,
+    /// How many slots the next one asks for.
+    slots_max: usize,
+    /// When the next one goes out, if the repair rests.
     rests_until_ms: Option<u64>,
     /// The shortest wait for an answer so far.
     quickest_ms: u64,
@@ -125,8 +131,9 @@ impl Core {
             round: 0,
             asked,
             asked_ms: now,
+            first_asked_ms: now,
             slots_asked: 0,
-            served_before: self.pace.served,
+            slots_max: SLOTS_MAX,
             rests_until_ms: None,
             quickest_ms: u64::MAX,
             began: false,
@@ -260,7 +267,7 @@ impl Core {
             return self.finish_repair(purpose);
         }
         let (id, scope, peer, round) = (repair.id, repair.scope, repair.peer.clone(), repair.round + 1);
-        let todo: Vec<(Slot, Option<Key>)> = repair.todo.iter().take(SLOTS_MAX).cloned().collect();
+        let todo: Vec<(Slot, Option<Key>)> = repair.todo.iter().take(repair.slots_max).cloned().collect();
         let mut slots = Vec::new();
         let mut listed = 0;
         for (slot, after) in todo {
@@ -273,10 +280,10 @@ impl Core {
         }
         let slots_asked = slots.len();
         let message = Message::RepairAsk { id, scope, round, slots };
-        let (now, served) = (self.now.mono_ms, self.pace.served);
+        let now = self.now.mono_ms;
         if let Some(repair) = self.place_of(purpose).as_mut() {
-            (repair.round, repair.slots_asked, repair.asked_ms) = (round, slots_asked, now);
-            repair.served_before = served;
+            (repair.round, repair.slots_asked) = (round, slots_asked);
+            (repair.asked_ms, repair.first_asked_ms) = (now, now);
             repair.asked = message.clone();
         }
         self.send(&peer, message);
@@ -310,9 +317,11 @@ impl Core {
         slots: &[SlotListing],
     ) -> Result<()> {
         let Some((covered, whole)) = self.source(scope).filter(|_| !self.is_clogged(from)) else { return Ok(()) };
-        let mut answer = RepairAnswer::default();
+        let of_mine = self.topology.as_ref().is_some_and(|topology| topology.layout.epoch == scope.epoch);
+        let weight_max = if of_mine && self.is_mate(from) { MATE_ANSWER_WEIGHT_MAX } else { ANSWER_WEIGHT_MAX };
+        let mut answer = RepairAnswer { weight_max, ..RepairAnswer::default() };
         for listing in slots {
-            if answer.weight >= ANSWER_WEIGHT_MAX {
+            if answer.is_full() {
                 answer.rest = Some((listing.slot, listing.after.clone()));
                 break;
             }
@@ -334,7 +343,6 @@ impl Core {
         answer: &mut RepairAnswer,
     ) -> Result<()> {
         let Some(replica) = &self.replica else { return Ok(()) };
-        let mine = self.whole_slot(listing.slot, listing.after.as_ref())?;
         let mut last = listing.after.clone();
         let mut theirs = listing.have.iter().peekable();
         // `covered` speaks of the scope's slots alone: what this node covers elsewhere says nothing here. And who does not have all that
@@ -345,27 +353,34 @@ impl Core {
                 || (whole && self.is_retired(replica, dot.origin))
                 || (blindly && replica.applied.covers(*dot))
         };
-        let mut drop_gone = |key: &Key, dot: &Dot| {
+        let drop_gone = |dropped: &mut Vec<_>, key: &Key, dot: &Dot| {
             if forgotten(dot) {
-                answer.dropped.push((key.clone(), *dot));
+                dropped.push((key.clone(), *dot));
             }
         };
-        for (key, version) in mine {
-            if answer.weight >= ANSWER_WEIGHT_MAX {
-                answer.rest = Some((listing.slot, last));
-                return Ok(());
+        loop {
+            let page = self.store.slot(listing.slot, last.as_ref(), COMPARED_PAGE)?;
+            let is_last = page.len() < COMPARED_PAGE;
+            for (key, version) in page {
+                if answer.is_full() {
+                    answer.rest = Some((listing.slot, last));
+                    return Ok(());
+                }
+                while let Some((gone, dot)) = theirs.next_if(|(other, _)| *other < key) {
+                    drop_gone(&mut answer.dropped, gone, dot);
+                }
+                let same = theirs.next_if(|(other, _)| *other == key).is_some_and(|(_, dot)| *dot == version.dot);
+                last = Some(key.clone());
+                if !same {
+                    answer.weight += 64 + key.len() + version.value.as_ref().map_or(0, bytes::Bytes::len);
+                    answer.entries.push((key, version));
+                }
             }
-            while let Some((gone, dot)) = theirs.next_if(|(other, _)| *other < key) {
-                drop_gone(gone, dot);
-            }
-            let same = theirs.next_if(|(other, _)| *other == key).is_some_and(|(_, dot)| *dot == version.dot);
-            last = Some(key.clone());
-            if !same {
-                answer.weight += 64 + key.len() + version.value.as_ref().map_or(0, bytes::Bytes::len);
-                answer.entries.push((key, version));
+            if is_last {
+                break;
             }
         }
-        theirs.for_each(|(gone, dot)| drop_gone(gone, dot));
+        theirs.for_each(|(gone, dot)| drop_gone(&mut answer.dropped, gone, dot));
         Ok(())
     }
 
@@ -407,19 +422,22 @@ impl Core {
         if self.repair_rests(purpose) { Ok(()) } else { self.repair_on(purpose) }
     }
 
-    /// Lets clients go first: whether the repair is to go on later.
+    /// Makes way where answers are late: whether the repair is to go on later.
     fn repair_rests(&mut self, purpose: Purpose) -> bool {
-        let (now, served) = (self.now.mono_ms, self.pace.served);
-        let never = self.settings.broken(Mutant::RepairNeverRests);
-        let Some(repair) = self.place_of(purpose).as_mut() else { return false };
-        let waited_ms = now.saturating_sub(repair.asked_ms);
-        repair.quickest_ms = repair.quickest_ms.min(waited_ms);
-        let rest_ms = (REST_PER_DELAY * (waited_ms - repair.quickest_ms)).min(REST_MS_MAX);
-        if served == repair.served_before || rest_ms == 0 || never {
+        let now = self.now.mono_ms;
+        if purpose == Purpose::Mate || self.settings.broken(Mutant::RepairNeverRests) {
             return false;
         }
-        (repair.asked_ms, repair.rests_until_ms) = (now, Some(now + rest_ms));
-        true
+        let Some(repair) = self.place_of(purpose).as_mut() else { return false };
+        let waited_ms = now.saturating_sub(repair.first_asked_ms);
+        repair.quickest_ms = repair.quickest_ms.min(waited_ms);
+        // A millisecond more or less is how clocks are read.
+        let late_ms = waited_ms.saturating_sub(repair.quickest_ms + 1);
+        let rest_ms = (REST_PER_DELAY * late_ms).min(REST_MS_MAX);
+        if rest_ms > 0 {
+            (repair.asked_ms, repair.rests_until_ms) = (now, Some(now + rest_ms));
+        }
+        rest_ms > 0
     }
 
     /// When the first repair that rests goes on.
@@ -499,10 +517,12 @@ impl Repair {
         match rest {
             None => {
                 self.todo.drain(..self.slots_asked.min(self.todo.len()));
+                self.slots_max = (2 * self.slots_max).min(SLOTS_MAX);
             }
             Some((slot, after)) => {
                 let at = self.todo.iter().position(|(other, _)| *other == slot).unwrap_or(0);
                 self.todo.drain(..at);
+                self.slots_max = (at + at / 2).clamp(1, SLOTS_MAX);
                 if let Some(first) = self.todo.front_mut() {
                     first.1 = after;
                 }
@@ -517,4 +537,11 @@ struct RepairAnswer {
     dropped: Vec<(Key, Dot)>,
     rest: Option<(Slot, Option<Key>)>,
     weight: usize,
+    weight_max: usize,
+}
+
+impl RepairAnswer {
+    fn is_full(&self) -> bool {
+        self.weight >= self.weight_max
+    }
 }

@@ -154,7 +154,6 @@ impl Core {
     }
 
     pub(super) fn writes(&mut self, from: &Addr, writes: Vec<Write>, pulled: bool) -> Result<()> {
-        self.pace.served += 1;
         let last = writes.last().map(|write| write.version.dot.origin);
         if !self.takes_writes() {
             if self.settings.broken(Mutant::FullAcknowledges)

@@ -139,13 +139,11 @@ impl Core {
         let replica = self.replica.as_ref().filter(|replica| shard.is_some() && replica.shard == shard)?;
         let Check::Satisfied { own, foreign, lost } = self.check(replica, &context) else { return None };
         let answer = lost.is_empty().then(|| self.value_of(key, own, foreign))?.ok()?;
-        self.pace.served += 1;
         Some(self.with_token(answer))
     }
 
     /// Finds out who answers a request: this replica, another node, or several.
     fn route(&mut self, requester: Requester, op: Op, context: Context) -> Result<()> {
-        self.pace.served += 1;
         if let (Op::List { .. }, Requester::Client(_)) = (&op, &requester) {
             return self.gather(requester, op, context);
         }

@@ -111,7 +111,7 @@ pub enum Mutant {
     GapUnnoticed,
     /// What clients wait for when the layout changes is not sent to the other replicas again.
     EarlierWritesKept,
-    /// Slots are copied as fast as they can be, whoever else wants to be served.
+    /// A copy of slots goes on at once where answers are late, whatever else wants the same processors.
     RepairNeverRests,
     /// What an earlier life of a node had asked is answered to its present one.
     AnswersTheDead,

@@ -426,8 +426,8 @@ fn nobody_waits_for_a_reshard() {
 }
 
 #[test]
-fn a_copy_lets_clients_go_first() {
-    shows(reshard::a_copy_lets_clients_go_first, Mutant::RepairNeverRests);
+fn a_copy_makes_way() {
+    shows(reshard::a_copy_makes_way, Mutant::RepairNeverRests);
 }
 
 /// `KV_NODES=300` goes up to as many, a hundred shards. (Twelve nodes found that a founder which does not vote called an election.)

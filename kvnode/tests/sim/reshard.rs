@@ -365,33 +365,32 @@ pub fn nobody_waits_for_a_reshard(mutant: Option<Mutant>) -> Result<(), String> 
     Ok(())
 }
 
-/// While clients are served, slots are copied at half the speed or less: what waits for processors and links must not be the clients.
-pub fn a_copy_lets_clients_go_first(mutant: Option<Mutant>) -> Result<(), String> {
-    let copying_takes = |with_clients: bool| {
-        let (mut world, mut asked) = (cluster(mutant), 1_000);
+/// Where answers are late now and then, something else wants the same processors or links, and copies make way; where they always
+/// take the same time, they don't rest.
+pub fn a_copy_makes_way(mutant: Option<Mutant>) -> Result<(), String> {
+    let copying_takes = |delay_ms: (u64, u64), mutant: Option<Mutant>| {
+        let mut world = cluster(mutant);
         // As much as takes many answers.
         for number in 0..1_500 {
-            asked += 1;
-            world.request(number % 6, asked, put(&format!("key-{number}").as_str().into(), VALUE), Vec::new());
+            let key = format!("key-{number}").as_str().into();
+            world.request(number % 6, 1_000 + number as u64, put(&key, VALUE), Vec::new());
             world.run_until(10, |_| false);
         }
         world.run_until(1_000, |_| false);
         assert_eq!(world.answers.drain(..).filter(|(_, it)| matches!(it, Some(Answer::Created { .. }))).count(), 1_500);
+        let pairs = (0..6).flat_map(|one| (0..6).map(move |other| (one, other)));
+        world.weather.extend(pairs.map(|pair| (pair, Weather { delay_ms, ..Weather::FAIR })));
         let began = world.now_ms;
         reshard(&mut world, 1);
-        while (0..6).any(|node| epoch_at(&world, node) == 1) {
-            if with_clients {
-                asked += 1;
-                world.request(asked as usize % 6, asked, get(&staying()), Vec::new());
-            }
-            world.run_until(1, |_| false);
-            assert!(world.now_ms < began + 20_000, "it is copied at all");
-        }
+        assert!(world.run_until(30_000, |world| (0..6).all(|node| epoch_at(world, node) == 2)), "it is copied");
         world.now_ms - began
     };
-    let (alone, beside_clients) = (copying_takes(false), copying_takes(true));
-    let rested = beside_clients >= 2 * alone;
-    if rested { Ok(()) } else { Err(format!("{alone} ms alone, {beside_clients} ms beside clients")) }
+    let without_rest = |delay_ms| copying_takes(delay_ms, Some(Mutant::RepairNeverRests));
+    let (steady, unsteady) = ((8, 8), (1, 30));
+    assert_eq!(copying_takes(steady, mutant), without_rest(steady), "nothing is late");
+    let (with, without) = (copying_takes(unsteady, mutant), without_rest(unsteady));
+    let rested = 4 * with >= 5 * without;
+    if rested { Ok(()) } else { Err(format!("{with} ms, {without} ms without a rest")) }
 }
 
 /// Everything that contexts were relieved of is at every replica that serves: so one that lost its data serves nothing before it is
