@@ -5,8 +5,6 @@
 //!
 //! Invariant: the counts describe exactly what the store holds.
 
-use std::collections::BTreeSet;
-
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::clock::Clock;
@@ -18,8 +16,49 @@ pub struct Inventory {
     /// Past every stamp that is or was stored here.
     pub clock: Clock,
     /// Slots that may hold tombstones or dependencies that become droppable.
-    pub dirty: BTreeSet<Slot>,
+    pub dirty: SlotSet,
     slots: Vec<Tally>,
+}
+
+/// Some slots: a bit for each, because every write that has dependencies looks here.
+#[derive(Debug)]
+pub struct SlotSet {
+    words: Vec<u64>,
+    len: usize,
+}
+
+impl SlotSet {
+    fn new() -> Self {
+        Self { words: vec![0; usize::from(SLOT_COUNT).div_ceil(64)], len: 0 }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub fn insert(&mut self, slot: Slot) {
+        let (word, bit) = Self::place(slot);
+        self.len += usize::from(self.words[word] & bit == 0);
+        self.words[word] |= bit;
+    }
+
+    pub fn remove(&mut self, slot: Slot) {
+        let (word, bit) = Self::place(slot);
+        self.len -= usize::from(self.words[word] & bit != 0);
+        self.words[word] &= !bit;
+    }
+
+    /// The first one from `from` on.
+    pub fn first_from(&self, from: u16) -> Option<Slot> {
+        let (start, bit) = Self::place(Slot(from));
+        let at_start = |word: usize| if word == start { !(bit - 1) } else { u64::MAX };
+        let found = (start..self.words.len()).find(|&word| self.words[word] & at_start(word) != 0)?;
+        Some(Slot((64 * found) as u16 + (self.words[found] & at_start(found)).trailing_zeros() as u16))
+    }
+
+    fn place(slot: Slot) -> (usize, u64) {
+        (usize::from(slot.0 / 64), 1 << (slot.0 % 64))
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,7 +84,7 @@ impl Inventory {
     /// If the store can't be read.
     pub fn of(store: &dyn Store) -> Result<Self> {
         let slots = vec![Tally::default(); usize::from(SLOT_COUNT)];
-        let mut inventory = Self { clock: Clock::default(), dirty: BTreeSet::new(), slots };
+        let mut inventory = Self { clock: Clock::default(), dirty: SlotSet::new(), slots };
         store.scan(&mut |slot, key, version| {
             inventory.count_in(slot, key, version);
             inventory.clock.observe(version.stamp);
@@ -115,5 +154,33 @@ impl Inventory {
         let slot = Slot::of(key);
         self.count_out(slot, key, dot, has_value);
         store.remove(slot, key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_set_of_slots_is_a_set() {
+        let (mut slots, mut plain) = (SlotSet::new(), BTreeSet::new());
+        for step in 0..20_000_u32 {
+            let slot = (step.wrapping_mul(2_654_435_761) >> 11) as u16 % SLOT_COUNT;
+            if step % 3 == 0 {
+                slots.remove(Slot(slot / 2));
+                plain.remove(&(slot / 2));
+            } else {
+                slots.insert(Slot(slot));
+                plain.insert(slot);
+            }
+            let from = (step * 7 % u32::from(SLOT_COUNT)) as u16;
+            assert_eq!(slots.first_from(from), plain.range(from..).next().map(|&slot| Slot(slot)), "from {from}");
+            assert_eq!(slots.is_empty(), plain.is_empty());
+        }
+        plain.iter().for_each(|&slot| slots.remove(Slot(slot)));
+        assert!(slots.is_empty() && slots.first_from(0).is_none());
+        assert!(slots.first_from(SLOT_COUNT - 1).is_none() && slots.first_from(SLOT_COUNT).is_none());
     }
 }

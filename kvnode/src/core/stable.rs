@@ -316,7 +316,7 @@ impl Core {
     fn sweep(&mut self) -> Result<()> {
         for _ in 0..SLOTS_PER_TICK {
             let after = self.settling.sweep_after.map_or(0, |slot| slot.0 + 1);
-            let Some(&slot) = self.inventory.dirty.range(Slot(after)..).next() else {
+            let Some(slot) = self.inventory.dirty.first_from(after) else {
                 self.settling.sweep_after = None;
                 return Ok(());
             };
@@ -351,7 +351,7 @@ impl Core {
             }
         }
         if !dirty {
-            self.inventory.dirty.remove(&slot);
+            self.inventory.dirty.remove(slot);
         }
         Ok(())
     }
