@@ -111,7 +111,7 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, nodes: usize, shard_count: u32, log_weight_max: usize, mutant: Option<Mutant>) -> Self {
         let node = |index: usize| SimNode {
-            addr: format!("10.10.0.{}:8090", index + 2).parse().expect("an address"),
+            addr: format!("10.10.{}.{}:8090", (index + 2) / 256, (index + 2) % 256).parse().expect("an address"),
             core: None,
             disk: Disk::new(),
             life: 0,
