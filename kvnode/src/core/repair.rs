@@ -22,7 +22,7 @@ use super::{Core, Severity};
 use crate::core::causal::Vector;
 use crate::storage::{Result, Version};
 use crate::wire::ident::{Addr, Dot, Key, SLOT_COUNT, Slot};
-use crate::wire::peer::{Floors, Message, Scope, SlotListing, Stage};
+use crate::wire::peer::{Floors, Message, Scope, SlotListing, Stage, entry_weight};
 
 /// Silence of the source for so long ends a repair; it is begun anew where needed.
 const SILENCE_MS: u64 = 2_000;
@@ -372,7 +372,7 @@ impl Core {
                 let same = theirs.next_if(|(other, _)| *other == key).is_some_and(|(_, dot)| *dot == version.dot);
                 last = Some(key.clone());
                 if !same {
-                    answer.weight += 64 + key.len() + version.value.as_ref().map_or(0, bytes::Bytes::len);
+                    answer.weight += entry_weight(&key, &version);
                     answer.entries.push((key, version));
                 }
             }
@@ -434,10 +434,12 @@ impl Core {
         // A millisecond more or less is how clocks are read.
         let late_ms = waited_ms.saturating_sub(repair.quickest_ms + 1);
         let rest_ms = (REST_PER_DELAY * late_ms).min(REST_MS_MAX);
-        if rest_ms > 0 {
+        // Nothing is asked after the last answer.
+        let rests = rest_ms > 0 && !repair.todo.is_empty();
+        if rests {
             (repair.asked_ms, repair.rests_until_ms) = (now, Some(now + rest_ms));
         }
-        rest_ms > 0
+        rests
     }
 
     /// When the first repair that rests goes on.

@@ -249,6 +249,11 @@ pub enum Message {
     },
 }
 
+/// Roughly the wire bytes of one version that a repair brings.
+pub fn entry_weight(key: &Key, version: &Version) -> usize {
+    64 + key.len() + version.value.as_ref().map_or(0, Bytes::len) + 24 * version.deps.len()
+}
+
 impl Message {
     /// Roughly the wire bytes, to fill a batch up to its limit.
     pub fn weight(&self) -> usize {
@@ -267,11 +272,7 @@ impl Message {
             Self::RepairAsk { slots, .. } => {
                 slots.iter().flat_map(|slot| &slot.have).map(|(key, _)| key.len() + 24).sum()
             }
-            Self::RepairData { entries, .. } => {
-                let weight =
-                    |(key, version): &(Key, Version)| 64 + key.len() + version.value.as_ref().map_or(0, Bytes::len);
-                entries.iter().map(weight).sum()
-            }
+            Self::RepairData { entries, .. } => entries.iter().map(|(key, version)| entry_weight(key, version)).sum(),
             Self::Topology(topology) => 256 + 64 * topology.nodes.len(),
             Self::Raft { bytes, .. } => 16 + bytes.len(),
             _ => 64,

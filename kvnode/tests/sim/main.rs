@@ -426,6 +426,11 @@ fn nobody_waits_for_a_reshard() {
 }
 
 #[test]
+fn a_slot_of_many_pages_is_compared_whole() {
+    assert_eq!(scenarios::a_slot_of_many_pages_is_compared_whole(), Ok(()));
+}
+
+#[test]
 fn a_copy_makes_way() {
     shows(reshard::a_copy_makes_way, Mutant::RepairNeverRests);
 }

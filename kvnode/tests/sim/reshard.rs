@@ -15,7 +15,7 @@ use crate::scenarios::ask;
 use crate::world::{Weather, World};
 
 /// A number of eight kilobytes.
-const VALUE: &str = {
+pub const VALUE: &str = {
     const BYTES: [u8; 8_192] = [b'0'; 8_192];
     match std::str::from_utf8(&BYTES) {
         Ok(text) => text,
@@ -383,12 +383,12 @@ pub fn a_copy_makes_way(mutant: Option<Mutant>) -> Result<(), String> {
         let began = world.now_ms;
         reshard(&mut world, 1);
         assert!(world.run_until(30_000, |world| (0..6).all(|node| epoch_at(world, node) == 2)), "it is copied");
-        world.now_ms - began
+        (world.now_ms - began, world.trace)
     };
     let without_rest = |delay_ms| copying_takes(delay_ms, Some(Mutant::RepairNeverRests));
     let (steady, unsteady) = ((8, 8), (1, 30));
     assert_eq!(copying_takes(steady, mutant), without_rest(steady), "nothing is late");
-    let (with, without) = (copying_takes(unsteady, mutant), without_rest(unsteady));
+    let ((with, _), (without, _)) = (copying_takes(unsteady, mutant), without_rest(unsteady));
     let rested = 4 * with >= 5 * without;
     if rested { Ok(()) } else { Err(format!("{with} ms, {without} ms without a rest")) }
 }

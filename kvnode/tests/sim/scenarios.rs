@@ -8,7 +8,7 @@ use kvnode::core::topology::Transition;
 use kvnode::storage::Version;
 use kvnode::wire::ident::{Key, SLOT_COUNT, ShardId, Slot};
 
-use crate::reshard::{cluster, cut, epoch_at, holds, put, staying, wait_for};
+use crate::reshard::{VALUE, cluster, cut, epoch_at, holds, put, staying, wait_for};
 use crate::world::{Weather, World};
 
 /// Asks a node and gives its answer.
@@ -217,4 +217,44 @@ fn brought_beyond_its_end(mutant: Option<Mutant>) -> Result<World, String> {
         return Err("nothing came that was written meanwhile".into());
     }
     Ok(world)
+}
+
+/// A replica that was away compares a slot of many pages with another's: equal versions, stale ones and lacking ones, on all pages, and
+/// more than one answer holds. It ends with all of them, and loses none.
+pub fn a_slot_of_many_pages_is_compared_whole() -> Result<(), String> {
+    const KEYS: usize = 200;
+    // The log holds one of the values.
+    let mut world = World::new(11, 6, 2, 8 << 10, None);
+    (0..6).for_each(|node| world.start(node));
+    assert!(world.run_until(5_000, World::all_ready));
+    world.run_until(1_500, |_| false);
+    let slot = Slot::of(&staying());
+    let of_slot = (0..).map(|number| Key::from(format!("key-{number}"))).filter(|key| Slot::of(key) == slot);
+    let keys: Vec<Key> = of_slot.take(KEYS).collect();
+    let is_lacking = |at: usize| at % 7 == 3;
+    let is_stale = |at: usize| at % 5 != 0;
+    let mut id = 1_000;
+    let mut put_all = |world: &mut World, value, which: &dyn Fn(usize) -> bool| {
+        for key in keys.iter().enumerate().filter(|(at, _)| which(*at)).map(|(_, key)| key) {
+            id += 1;
+            world.request(0, id, put(key, value), Vec::new());
+            world.run_until(10, |_| false);
+        }
+        world.run_until(1_000, |_| false);
+        world.answers.clear();
+    };
+    put_all(&mut world, "1", &|at| !is_lacking(at));
+    world.kill(2);
+    put_all(&mut world, VALUE, &|at| is_lacking(at) || is_stale(at));
+    world.start(2);
+    wait_for(&mut world, 10_000, "all are ready", World::all_ready)?;
+    world.run_until(2_000, |_| false);
+    for (at, key) in keys.iter().enumerate() {
+        let wanted = if is_lacking(at) || is_stale(at) { VALUE } else { "1" };
+        match ask(&mut world, 2, 10 + at as u64, Op::Get { key: key.clone() }, None) {
+            Some(Answer::Found { value, .. }) if value == wanted => {}
+            other => return Err(format!("key {at}: {:.80}", format!("{other:?}"))),
+        }
+    }
+    Ok(())
 }
