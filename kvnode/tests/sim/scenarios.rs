@@ -232,7 +232,7 @@ pub fn a_slot_of_many_pages_is_compared_whole() -> Result<(), String> {
     let of_slot = (0..).map(|number| Key::from(format!("key-{number}"))).filter(|key| Slot::of(key) == slot);
     let keys: Vec<Key> = of_slot.take(KEYS).collect();
     let is_lacking = |at: usize| at % 7 == 3;
-    let is_stale = |at: usize| at % 5 != 0;
+    let is_stale = |at: usize| !at.is_multiple_of(5);
     let mut id = 1_000;
     let mut put_all = |world: &mut World, value, which: &dyn Fn(usize) -> bool| {
         for key in keys.iter().enumerate().filter(|(at, _)| which(*at)).map(|(_, key)| key) {
