@@ -93,7 +93,7 @@ impl Core {
     /// How long after the last tick the driver should tick again, in ms. It may grow less with every event.
     pub fn tick_interval_ms(&self) -> u64 {
         let due_ms = self.pace.step_ms + self.step_interval_ms();
-        let next_ms = self.linger_until_ms().into_iter().chain(self.repairs_rest_until_ms()).fold(due_ms, u64::min);
+        let next_ms = self.linger_until_ms().into_iter().chain(self.transfer_rests_until_ms()).fold(due_ms, u64::min);
         next_ms.saturating_sub(self.pace.tick_ms)
     }
 

@@ -442,24 +442,19 @@ impl Core {
         rests
     }
 
-    /// When the first repair that rests goes on.
-    pub(super) fn repairs_rest_until_ms(&self) -> Option<u64> {
-        let both = [&self.repair, &self.transfer];
-        both.into_iter().flatten().filter_map(|repair| repair.rests_until_ms).min()
+    /// When the transfer goes on, if it rests.
+    pub(super) fn transfer_rests_until_ms(&self) -> Option<u64> {
+        self.transfer.as_ref()?.rests_until_ms
     }
 
-    /// Goes on with repairs that have rested.
+    /// Goes on with a transfer that has rested.
     pub(super) fn rested_step(&mut self) -> Result<()> {
         let now = self.now.mono_ms;
-        for place in [Purpose::Mate, Purpose::Copy] {
-            let repair = self.place_of(place).as_mut();
-            if let Some(repair) = repair.filter(|repair| repair.rests_until_ms.is_some_and(|until| until <= now)) {
-                repair.rests_until_ms = None;
-                let purpose = repair.purpose;
-                self.repair_on(purpose)?;
-            }
-        }
-        Ok(())
+        let has_rested = |repair: &&mut Repair| repair.rests_until_ms.is_some_and(|until| until <= now);
+        let Some(repair) = self.transfer.as_mut().filter(has_rested) else { return Ok(()) };
+        repair.rests_until_ms = None;
+        let purpose = repair.purpose;
+        self.repair_on(purpose)
     }
 
     /// Whether a version has been here, and has been overwritten and then forgotten: an answer that comes late may still bring it. (What

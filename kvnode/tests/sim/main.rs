@@ -431,6 +431,11 @@ fn a_slot_of_many_pages_is_compared_whole() {
 }
 
 #[test]
+fn a_replica_that_is_filled_does_not_make_way() {
+    reshard::a_replica_that_is_filled_does_not_make_way();
+}
+
+#[test]
 fn a_copy_makes_way() {
     shows(reshard::a_copy_makes_way, Mutant::RepairNeverRests);
 }

@@ -393,6 +393,27 @@ pub fn a_copy_makes_way(mutant: Option<Mutant>) -> Result<(), String> {
     if rested { Ok(()) } else { Err(format!("{with} ms, {without} ms without a rest")) }
 }
 
+/// A replica that lost its data is filled as fast as can be, however late answers are: the others write on meanwhile.
+pub fn a_replica_that_is_filled_does_not_make_way() {
+    let filling = |mutant: Option<Mutant>| {
+        let mut world = cluster(mutant);
+        for number in 0..1_500 {
+            let key = format!("key-{number}").as_str().into();
+            world.request(number % 6, 1_000 + number as u64, put(&key, VALUE), Vec::new());
+            world.run_until(10, |_| false);
+        }
+        world.run_until(1_000, |_| false);
+        world.wipe(2);
+        let pairs = (0..6).flat_map(|one| (0..6).map(move |other| (one, other)));
+        world.weather.extend(pairs.map(|pair| (pair, Weather { delay_ms: (1, 30), ..Weather::FAIR })));
+        world.start(2);
+        let began = world.now_ms;
+        assert!(world.run_until(20_000, |world| world.is_ready(2)), "it is filled");
+        (world.now_ms - began, world.trace)
+    };
+    assert_eq!(filling(None), filling(Some(Mutant::RepairNeverRests)));
+}
+
 /// Everything that contexts were relieved of is at every replica that serves: so one that lost its data serves nothing before it is
 /// filled, or a client would not find what it wrote and what its context no longer names.
 pub fn an_empty_replica_does_not_serve(mutant: Option<Mutant>) -> Result<(), String> {
