@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """CPU time of all six nodes per operation against a minimal warp server's, in one run: medians of interleaved rounds.
 
+Beside them Redis, if it is installed.
+
 Needs a release build: cargo build --release && cargo build --release -p kvnode --example yardstick
 Usage: examples/yardsticks.py TARGET_FOLDER [mem|interval|always] [ROUNDS]
 """
@@ -12,6 +14,7 @@ import sys
 import tempfile
 
 import cluster
+import redis
 
 TARGET, MODE, ROUNDS = pathlib.Path(sys.argv[1]), (sys.argv[2:] or ["mem"])[0], int((sys.argv[3:] or ["7"])[0])
 YARDSTICK, ONE_THREAD = "127.11.1.1:8090", "127.11.1.2:8090"
@@ -78,6 +81,10 @@ with tempfile.TemporaryDirectory() as folder, cluster.Cluster(TARGET, folder, MO
         for connections in (16, 64):
             measure(six.nodes, connections)
             contexts(six.nodes, connections)
+        if redis.is_here():
+            with redis.Redis(folder) as servers:
+                for connections in (16, 64):
+                    redis.measure(servers, connections, ROUNDS)
     finally:
         for process in yardsticks:
             process.kill()

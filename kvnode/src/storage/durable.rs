@@ -38,6 +38,12 @@ const CACHE_BYTES: u64 = 32 << 20;
 const JOURNAL_BYTES: u64 = 128 << 20;
 /// The most that one compaction rewrites, about: the youngest tables and those below that they overlap.
 const COMPACTION_BYTES: u64 = 512 << 20;
+/// What is in memory and not in tables yet is written out when it is more than this, and more than [`UNFLUSHED_PER_STORED`] times what
+/// the tables hold. (When it is more than 64 MiB, the engine does so itself.) Every write of a key stays in memory until then, the
+/// overwritten ones, too, and every look-up goes through them: with few keys nearly all of it is old versions, and nearly nothing is
+/// left to be written. With many keys it is the other way around, and more in memory means less to merge.
+const UNFLUSHED_BYTES: u64 = 8 << 20;
+const UNFLUSHED_PER_STORED: u64 = 4;
 const BATCH: &str = "batch";
 /// A file that is there while no process has the store open and the last one ended in order.
 const ENDED_IN_ORDER: &str = "ended-in-order";
@@ -75,6 +81,7 @@ struct FjallGauge {
 
 struct FjallSyncer {
     db: Database,
+    keyspaces: [Keyspace; 3],
     /// Number of the last committed batch.
     committed: AtomicU64,
     /// The file `synced`, and the number in it.
@@ -138,8 +145,9 @@ impl DurableStore {
         if recovered < synced {
             return Err(StoreError::Damaged(format!("it ends at batch {recovered}, but {synced} were on the disk")));
         }
-        let syncer = FjallSyncer { db: db.clone(), committed: AtomicU64::new(recovered), synced: Mutex::new(mark) };
         let keyspaces = [versions.clone(), keys.clone(), facts.clone()];
+        let (committed, synced) = (AtomicU64::new(recovered), Mutex::new(mark));
+        let syncer = FjallSyncer { db: db.clone(), keyspaces: keyspaces.clone(), committed, synced };
         let gauge = Arc::new(FjallGauge { db: db.clone(), keyspaces, dir: dir.to_owned(), ballast });
         let (staged, last_head, staged_facts) = (BTreeMap::new(), RefCell::default(), BTreeMap::new());
         let aside = Aside::new(dir.join("set-aside.jsonl"));
@@ -395,7 +403,7 @@ impl Gauge for FjallGauge {
     fn measure(&self) -> Result<Usage> {
         // What is in the journal alone, and has to be written once more before the journal can go.
         let unflushed = self.db.write_buffer_size();
-        let tables: u64 = self.keyspaces.iter().map(Keyspace::disk_space).sum();
+        let tables = stored_bytes(&self.keyspaces);
         Ok(Usage {
             used: tables + unflushed,
             free: free_bytes(&self.dir),
@@ -408,10 +416,33 @@ impl Gauge for FjallGauge {
     }
 }
 
+/// Bytes of the tables.
+fn stored_bytes(keyspaces: &[Keyspace]) -> u64 {
+    keyspaces.iter().map(Keyspace::disk_space).sum()
+}
+
+impl FjallSyncer {
+    /// Has what is in memory written out if it is too much (see [`UNFLUSHED_BYTES`]), unless that is being done. Here, because the node's
+    /// loop must not wait for the folder of the journals to be tidied up.
+    fn bound_unflushed(&self) -> Result<()> {
+        let unflushed = self.db.write_buffer_size();
+        if unflushed > UNFLUSHED_BYTES
+            && unflushed > UNFLUSHED_PER_STORED * stored_bytes(&self.keyspaces)
+            && self.keyspaces.iter().all(|keyspace| keyspace.sealed_memtable_count() == 0)
+        {
+            for keyspace in &self.keyspaces {
+                keyspace.rotate_memtable()?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Syncer for FjallSyncer {
     fn sync(&self) -> Result<()> {
         let number = self.committed.load(Ordering::Acquire);
         self.db.persist(PersistMode::SyncData)?;
+        self.bound_unflushed()?;
         let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
         synced.raise(number).map_err(|error| io_error(&error))
     }

@@ -1,3 +1,5 @@
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 
 use super::*;
@@ -80,6 +82,32 @@ fn filled(folder: &Path, count: u64) -> DurableStore {
         store.commit().unwrap();
     }
     store
+}
+
+/// What overwrites a few keys all the time does not fill the memory with what they had: what there is too much of is written out, and
+/// nothing but the last versions is left.
+#[test]
+fn overwritten_versions_do_not_stay_in_memory() {
+    const STEP: usize = 64 << 10;
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = filled(folder.path(), 2);
+    let large = |number: u64| Version { value: Some(vec![b'x'; STEP].into()), ..version(number) };
+    let newest = 6 * UNFLUSHED_BYTES / STEP as u64;
+    for number in 3..=newest {
+        let key = key(number % 2);
+        store.put(Slot::of(&key), &key, &large(number));
+        store.commit().unwrap();
+        store.syncer().unwrap().sync().unwrap();
+        // The engine writes in threads of its own, as fast as the disk is.
+        let end = Instant::now() + Duration::from_secs(60);
+        while store.gauge.keyspaces.iter().any(|keyspace| keyspace.sealed_memtable_count() > 0) {
+            assert!(Instant::now() < end, "what was to be written out is still in memory after a minute");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert!(store.db.write_buffer_size() < UNFLUSHED_BYTES + 4 * STEP as u64, "at {number}");
+    }
+    let held = store.get(Slot::of(&key(newest % 2)), &key(newest % 2)).unwrap();
+    assert_eq!(held, Some(large(newest)));
 }
 
 fn journal(folder: &Path) -> PathBuf {
