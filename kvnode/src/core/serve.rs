@@ -127,6 +127,9 @@ impl Core {
             return None;
         }
         self.now = Now { mono_ms: self.now.mono_ms.max(now.mono_ms), wall_ms: now.wall_ms };
+        // Before the tokens are opened: where a request is passed on, that is done then.
+        let shard = self.shard_for(op, None);
+        let replica = self.replica.as_ref().filter(|replica| shard.is_some() && replica.shard == shard)?;
         let seal = self.bearings.seal.as_ref()?;
         let mut context = match tokens.first() {
             Some(text) => seal.decode(text)?,
@@ -135,8 +138,6 @@ impl Core {
         for text in tokens.iter().skip(1) {
             context.merge(&seal.decode(text)?);
         }
-        let shard = self.shard_for(op, None);
-        let replica = self.replica.as_ref().filter(|replica| shard.is_some() && replica.shard == shard)?;
         let Check::Satisfied { own, foreign, lost } = self.check(replica, &context) else { return None };
         let answer = lost.is_empty().then(|| self.value_of(key, own, foreign))?.ok()?;
         Some(self.with_token(answer))

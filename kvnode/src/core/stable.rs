@@ -22,7 +22,7 @@ use super::settings::Mutant;
 use super::topology::Transition;
 use super::{Core, encode_fact};
 use crate::storage::{Fact, Result};
-use crate::wire::ident::{Addr, Dot, Epoch, Incarnation, NodeId, Origin, ShardId, Slot};
+use crate::wire::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin, ShardId, Slot};
 use crate::wire::peer::{Floors, Report, Stable, Stage};
 
 fn is_below(floors: &Floors, origin: Origin) -> bool {
@@ -34,8 +34,10 @@ fn is_below(floors: &Floors, origin: Origin) -> bool {
 pub(super) const FACT_STABLE: Fact = Fact("stable");
 /// Between two notes of what is stable.
 const NOTE_STABLE_MS: u64 = 1_000;
-/// Slots looked through per tick for what can be forgotten.
-const SLOTS_PER_TICK: usize = 16;
+/// How much is looked through per tick for what can be forgotten: a version counts one, and so many a slot. So it takes the same
+/// share of a processor whatever the store holds, and longer with more.
+const SWEPT_PER_TICK: usize = 320;
+const SWEPT_PER_SLOT: usize = 20;
 
 /// The step from stable to settled.
 #[derive(Debug, Default)]
@@ -44,10 +46,24 @@ pub(super) struct Settling {
     settled: Option<Stable>,
     /// What is stable, and what has to be applied here until that is settled.
     pending: Option<(Stable, Vector)>,
-    sweep_after: Option<Slot>,
+    /// The last slot that was looked through, or is.
+    swept: Option<Slot>,
+    /// Where the look through a slot goes on that was too large for one tick.
+    sweep: Option<Sweep>,
     /// What is on disk of what is stable, and when that was looked at last.
     noted: Stable,
     noted_ms: u64,
+}
+
+/// A slot that has been looked through in part.
+#[derive(Debug)]
+struct Sweep {
+    slot: Slot,
+    after: Key,
+    /// Of the slot, when its last part had been looked at: another one tells that something has been written since.
+    digest: u64,
+    /// Whether there is something in it to come back for.
+    dirty: bool,
 }
 
 impl Settling {
@@ -312,30 +328,37 @@ impl Core {
         }
     }
 
-    /// Drops settled tombstones and stable dependencies, a few slots at a time.
+    /// Drops settled tombstones and stable dependencies, a few at a time.
     fn sweep(&mut self) -> Result<()> {
-        for _ in 0..SLOTS_PER_TICK {
-            let after = self.settling.sweep_after.map_or(0, |slot| slot.0 + 1);
-            let Some(slot) = self.inventory.dirty.first_from(after) else {
-                self.settling.sweep_after = None;
-                return Ok(());
-            };
-            self.settling.sweep_after = Some(slot);
-            self.sweep_slot(slot)?;
+        let mut left = SWEPT_PER_TICK;
+        while left > 0 {
+            if let Some(sweep) = self.settling.sweep.take() {
+                left -= self.sweep_slot(sweep.slot, Some(sweep), left)?;
+                continue;
+            }
+            if left <= SWEPT_PER_SLOT {
+                break;
+            }
+            let after = self.settling.swept.map_or(0, |slot| slot.0 + 1);
+            self.settling.swept = self.inventory.dirty.first_from(after);
+            let Some(slot) = self.settling.swept else { break };
+            left -= SWEPT_PER_SLOT;
+            left -= self.sweep_slot(slot, None, left)?;
         }
         Ok(())
     }
 
-    fn sweep_slot(&mut self, slot: Slot) -> Result<()> {
-        /// A slot holds a ten-thousandth of the keys; what is beyond this waits for the next round.
-        const VERSIONS_MAX: usize = 10_000;
+    /// Looks through a slot, or goes on with it, up to so many versions. Tells how many there were.
+    fn sweep_slot(&mut self, slot: Slot, begun: Option<Sweep>, versions_max: usize) -> Result<usize> {
+        if !self.bearings.owns(slot) {
+            return Ok(0);
+        }
         // While old members hand over, an older write than a deletion may still turn up.
         let steady = self.is_steady() && !self.is_frozen();
-        if !self.bearings.owns(slot) {
-            return Ok(());
-        }
-        let versions = self.store.slot(slot, None, VERSIONS_MAX)?;
-        let mut dirty = versions.len() == VERSIONS_MAX;
+        let changed = |sweep: &Sweep| sweep.digest != self.inventory.digest(slot);
+        let mut dirty = begun.as_ref().is_some_and(|sweep| sweep.dirty || changed(sweep));
+        let versions = self.store.slot(slot, begun.as_ref().map(|sweep| &sweep.after), versions_max)?;
+        let (count, last) = (versions.len(), versions.last().map(|(key, _)| key.clone()));
         for (key, mut version) in versions {
             let mut deps = version.deps.clone();
             self.prune(&mut deps);
@@ -350,10 +373,15 @@ impl Core {
                 self.store.put(slot, &key, &version);
             }
         }
-        if !dirty {
-            self.inventory.dirty.remove(slot);
+        match last.filter(|_| count == versions_max) {
+            Some(after) => {
+                let digest = self.inventory.digest(slot);
+                self.settling.sweep = Some(Sweep { slot, after, digest, dirty });
+            }
+            None if !dirty => self.inventory.dirty.remove(slot),
+            None => {}
         }
-        Ok(())
+        Ok(count)
     }
 
     fn is_settled(&self, version: &crate::storage::Version) -> bool {

@@ -426,6 +426,11 @@ fn nobody_waits_for_a_reshard() {
 }
 
 #[test]
+fn what_a_large_slot_depends_on_is_forgotten() {
+    assert_eq!(scenarios::what_a_large_slot_depends_on_is_forgotten(), Ok(()));
+}
+
+#[test]
 fn a_slot_of_many_pages_is_compared_whole() {
     assert_eq!(scenarios::a_slot_of_many_pages_is_compared_whole(), Ok(()));
 }
