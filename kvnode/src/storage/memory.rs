@@ -1,7 +1,8 @@
 //! The engine in memory: as durable as the process.
 //!
-//! Two indexes share each key's text: versions by key (for listings) and keys by slot (for repair). A version is kept encoded, in
-//! one piece: that is half of what its parts take, and reading it costs less than the index does.
+//! Versions are kept by slot, so that what is looked at together lies together and few keys have to be compared to find one. All keys in
+//! order are a second index, for listings, which shares their text. A version is kept encoded, in one piece: that is half of what its
+//! parts take, and reading it costs less than the index does.
 //!
 //! [`MemoryStore::with_undo`] makes one that can model a crash: it remembers how to undo every batch since the last sync, and
 //! [`MemoryStore::crash`] takes back as many of them as the simulated loss of power does.
@@ -13,12 +14,13 @@ use std::sync::atomic::Ordering;
 
 use super::gauge::{Counter, Gauge};
 use super::{Fact, Head, Listed, Result, Store, Syncer, Version, decode, decode_head, decode_listed, encode};
-use crate::wire::ident::{Key, Slot};
+use crate::wire::ident::{Key, SLOT_COUNT, Slot};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct MemoryStore {
-    versions: BTreeMap<Key, Encoded>,
-    slots: BTreeMap<Slot, BTreeSet<Key>>,
+    /// One for each slot.
+    slots: Vec<BTreeMap<Key, Encoded>>,
+    keys: BTreeSet<Key>,
     facts: BTreeMap<Fact, Vec<u8>>,
     /// How to take back what was staged since the last commit.
     staged: Vec<Undo>,
@@ -34,6 +36,20 @@ type Encoded = Box<[u8]>;
 enum Undo {
     Version(Key, Option<Encoded>),
     Fact(Fact, Option<Vec<u8>>),
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self {
+            slots: vec![BTreeMap::new(); usize::from(SLOT_COUNT)],
+            keys: BTreeSet::new(),
+            facts: BTreeMap::new(),
+            staged: Vec::new(),
+            changed: false,
+            bytes: Arc::default(),
+            unsynced: None,
+        }
+    }
 }
 
 impl MemoryStore {
@@ -87,15 +103,20 @@ impl MemoryStore {
         }
     }
 
+    fn versions(&self, slot: Slot) -> &BTreeMap<Key, Encoded> {
+        &self.slots[usize::from(slot.0)]
+    }
+
     fn place(&mut self, slot: Slot, key: &Key, version: Encoded) -> Option<Encoded> {
         self.bytes.0.fetch_add(bytes_of(key, &version), Ordering::Relaxed);
-        if let Some(present) = self.versions.get_mut(key) {
+        let versions = &mut self.slots[usize::from(slot.0)];
+        if let Some(present) = versions.get_mut(key) {
             let before = std::mem::replace(present, version);
             self.bytes.0.fetch_sub(bytes_of(key, &before), Ordering::Relaxed);
             return Some(before);
         }
-        self.slots.entry(slot).or_default().insert(key.clone());
-        self.versions.insert(key.clone(), version)
+        self.keys.insert(key.clone());
+        versions.insert(key.clone(), version)
     }
 
     fn within<'a>(&'a self, prefix: &'a str, after: Option<&Key>) -> impl Iterator<Item = (&'a Key, &'a Encoded)> {
@@ -103,20 +124,15 @@ impl MemoryStore {
             Some(after) if after.as_ref() >= prefix => Bound::Excluded(after.clone()),
             _ => Bound::Included(Key::from(prefix)),
         };
-        self.versions.range((start, Bound::Unbounded)).take_while(move |(key, _)| key.starts_with(prefix))
+        let keys = self.keys.range((start, Bound::Unbounded)).take_while(move |key| key.starts_with(prefix));
+        keys.map(|key| (key, &self.versions(Slot::of(key))[key]))
     }
 
     fn displace(&mut self, slot: Slot, key: &Key) -> Option<Encoded> {
-        if let Some(keys) = self.slots.get_mut(&slot) {
-            keys.remove(key);
-            if keys.is_empty() {
-                self.slots.remove(&slot);
-            }
-        }
-        let before = self.versions.remove(key);
-        let bytes = before.as_ref().map_or(0, |version| bytes_of(key, version));
-        self.bytes.0.fetch_sub(bytes, Ordering::Relaxed);
-        before
+        let before = self.slots[usize::from(slot.0)].remove(key)?;
+        self.keys.remove(key);
+        self.bytes.0.fetch_sub(bytes_of(key, &before), Ordering::Relaxed);
+        Some(before)
     }
 
     /// Notes a change, and, in a store that models crashes, how to take it back.
@@ -138,12 +154,12 @@ fn after_bound(after: Option<&Key>) -> Bound<Key> {
 }
 
 impl Store for MemoryStore {
-    fn get(&self, _slot: Slot, key: &Key) -> Result<Option<Version>> {
-        self.versions.get(key).map(|bytes| decode(bytes)).transpose()
+    fn get(&self, slot: Slot, key: &Key) -> Result<Option<Version>> {
+        self.versions(slot).get(key).map(|bytes| decode(bytes)).transpose()
     }
 
-    fn head(&self, _slot: Slot, key: &Key) -> Result<Option<Head>> {
-        self.versions.get(key).map(|bytes| decode_head(bytes)).transpose()
+    fn head(&self, slot: Slot, key: &Key) -> Result<Option<Head>> {
+        self.versions(slot).get(key).map(|bytes| decode_head(bytes)).transpose()
     }
 
     fn put(&mut self, slot: Slot, key: &Key, version: &Version) {
@@ -170,9 +186,8 @@ impl Store for MemoryStore {
     }
 
     fn slot(&self, slot: Slot, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>> {
-        let Some(keys) = self.slots.get(&slot) else { return Ok(Vec::new()) };
-        let keys = keys.range((after_bound(after), Bound::Unbounded)).take(limit);
-        keys.map(|key| Ok((key.clone(), decode(&self.versions[key])?))).collect()
+        let versions = self.versions(slot).range((after_bound(after), Bound::Unbounded)).take(limit);
+        versions.map(|(key, version)| Ok((key.clone(), decode(version)?))).collect()
     }
 
     fn keys(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>> {
@@ -185,9 +200,11 @@ impl Store for MemoryStore {
     }
 
     fn scan(&self, visit: &mut dyn FnMut(Slot, &Key, &Version)) -> Result<()> {
-        self.versions.iter().try_for_each(|(key, version)| {
-            visit(Slot::of(key), key, &decode(version)?);
-            Ok(())
+        (0..).zip(&self.slots).try_for_each(|(slot, versions)| {
+            versions.iter().try_for_each(|(key, version)| {
+                visit(Slot(slot), key, &decode(version)?);
+                Ok(())
+            })
         })
     }
 
