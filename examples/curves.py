@@ -48,7 +48,7 @@ def rest(folder):
 
 
 def memory(folder):
-    """Resident bytes per key and replica: 16-byte keys, 100-byte values."""
+    """Resident bytes per key and replica, and what an operation costs then: 16-byte keys, 100-byte values."""
     for keys in NUMBERS:
         with Cluster(TARGET, folder) as cluster:
             before = cluster.resident()
@@ -57,6 +57,9 @@ def memory(folder):
             held = [counts[0]] * 3 + [counts[1]] * 3
             each = [round((now - was) / count) for now, was, count in zip(cluster.resident(), before, held)]
             print(f"{keys} keys: {statistics.mean(each):.0f} bytes per key and replica {each}, {held[0]} and {held[3]} keys")
+            for mix, name in (("1/0", "GET"), ("0/1", "PUT")):
+                said = cluster.bench("--mix", mix, "--route", "owner", "--connections", 64, "--keys", keys, "--duration", "4s")
+                print(f"{keys} keys, {name}: {said['cpu']:.1f} us CPU, {said['rate']:.0f}/s, p99 {said['p99']:.2f} ms")
 
 
 def restart(folder):
