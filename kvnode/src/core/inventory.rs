@@ -15,8 +15,10 @@ use crate::wire::ident::{Dot, Key, Origin, SLOT_COUNT, Slot};
 pub struct Inventory {
     /// Past every stamp that is or was stored here.
     pub clock: Clock,
-    /// Slots that may hold tombstones or dependencies that become droppable.
+    /// Slots that may hold tombstones or dependencies that become droppable. None that is empty.
     pub dirty: SlotSet,
+    /// Versions with such that have come since somebody looked.
+    dirtied: usize,
     slots: Vec<Tally>,
 }
 
@@ -84,7 +86,7 @@ impl Inventory {
     /// If the store can't be read.
     pub fn of(store: &dyn Store) -> Result<Self> {
         let slots = vec![Tally::default(); usize::from(SLOT_COUNT)];
-        let mut inventory = Self { clock: Clock::default(), dirty: SlotSet::new(), slots };
+        let mut inventory = Self { clock: Clock::default(), dirty: SlotSet::new(), dirtied: 0, slots };
         store.scan(&mut |slot, key, version| {
             inventory.count_in(slot, key, version);
             inventory.clock.observe(version.stamp);
@@ -99,7 +101,13 @@ impl Inventory {
         tally.versions += 1;
         if version.value.is_none() || !version.deps.is_empty() {
             self.dirty.insert(slot);
+            self.dirtied += 1;
         }
+    }
+
+    /// Versions with tombstones or dependencies that have come since the last call.
+    pub fn take_dirtied(&mut self) -> usize {
+        std::mem::take(&mut self.dirtied)
     }
 
     fn count_out(&mut self, slot: Slot, key: &Key, dot: Dot, has_value: bool) {
@@ -107,6 +115,9 @@ impl Inventory {
         tally.digest = tally.digest.wrapping_sub(hash(key, dot));
         tally.live -= u32::from(has_value);
         tally.versions -= 1;
+        if tally.versions == 0 {
+            self.dirty.remove(slot);
+        }
     }
 
     /// Equal at two nodes that hold the same versions of a slot.
@@ -162,6 +173,27 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::core::causal::Vector;
+    use crate::core::clock::Stamp;
+    use crate::storage::memory::MemoryStore;
+    use crate::wire::ident::{Epoch, Incarnation, NodeId};
+
+    /// A slot that is given away is emptied, and nothing has to be looked for in it any more.
+    #[test]
+    fn an_empty_slot_is_not_dirty() {
+        let mut store = MemoryStore::new();
+        let mut inventory = Inventory::of(&store).expect("memory does not fail");
+        let key: Key = "key".into();
+        let origin = Origin { node: NodeId(1), epoch: Epoch(1), incarnation: Incarnation(7) };
+        let version = |seq| Version { stamp: Stamp(seq), dot: Dot { origin, seq }, value: None, deps: Vector::new() };
+        for seq in 1..=2 {
+            inventory.install(&mut store, &key, &version(seq)).expect("memory does not fail");
+            assert_eq!(inventory.dirty.first_from(0), Some(Slot::of(&key)));
+        }
+        assert_eq!((inventory.take_dirtied(), inventory.take_dirtied()), (2, 0));
+        inventory.discard(&mut store, &key, version(2).dot, false);
+        assert!(inventory.dirty.is_empty());
+    }
 
     #[test]
     fn a_set_of_slots_is_a_set() {

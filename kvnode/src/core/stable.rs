@@ -38,6 +38,10 @@ const NOTE_STABLE_MS: u64 = 1_000;
 /// share of a processor whatever the store holds, and longer with more.
 const SWEPT_PER_TICK: usize = 320;
 const SWEPT_PER_SLOT: usize = 20;
+/// As many more for each version that has come with something to forget: else tombstones of clients that delete faster than a round
+/// ends would become ever more. So there are at most about half as many of them as of other versions.
+const SWEPT_PER_DIRTIED: usize = 4;
+const SWEPT_PER_TICK_MAX: usize = 4_096;
 
 /// The step from stable to settled.
 #[derive(Debug, Default)]
@@ -330,7 +334,8 @@ impl Core {
 
     /// Drops settled tombstones and stable dependencies, a few at a time.
     fn sweep(&mut self) -> Result<()> {
-        let mut left = SWEPT_PER_TICK;
+        let dirtied = self.inventory.take_dirtied();
+        let mut left = (SWEPT_PER_DIRTIED * dirtied).clamp(SWEPT_PER_TICK, SWEPT_PER_TICK_MAX);
         while left > 0 {
             if let Some(sweep) = self.settling.sweep.take() {
                 left -= self.sweep_slot(sweep.slot, Some(sweep), left)?;

@@ -39,7 +39,7 @@ const JOURNAL_BYTES: u64 = 128 << 20;
 /// The most that one compaction rewrites, about: the youngest tables and those below that they overlap.
 const COMPACTION_BYTES: u64 = 512 << 20;
 /// What is in memory and not in tables yet is written out when it is more than this, and more than [`UNFLUSHED_PER_STORED`] times what
-/// the tables hold. (When it is more than 64 MiB, the engine does so itself.) Every write of a key stays in memory until then, the
+/// the tables hold. (When it is more than 64 MiB, the engine does so itself; with `--fsync never` only then.) Every write of a key stays in memory until then, the
 /// overwritten ones, too, and every look-up goes through them: with few keys nearly all of it is old versions, and nearly nothing is
 /// left to be written. With many keys it is the other way around, and more in memory means less to merge.
 const UNFLUSHED_BYTES: u64 = 8 << 20;

@@ -120,9 +120,18 @@ impl FromStr for ShardId {
     }
 }
 
-/// One of [`SLOT_COUNT`] parts of the key space.
+/// One of [`SLOT_COUNT`] parts of the key space. What comes from outside is one, or is refused: tables are indexed by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u16")]
 pub struct Slot(pub u16);
+
+impl TryFrom<u16> for Slot {
+    type Error = &'static str;
+
+    fn try_from(number: u16) -> Result<Self, Self::Error> {
+        if number < SLOT_COUNT { Ok(Self(number)) } else { Err("a slot beyond the last") }
+    }
+}
 
 impl Slot {
     /// The slot of a key: xxh3 (64 bits) of its UTF-8 bytes modulo [`SLOT_COUNT`].
@@ -194,6 +203,15 @@ mod tests {
             ["10.10.0.300:80", "::1:80", "[::1:80", "[zz]:80", "a b:80", "-a:80", "a..b:80", "é:80", "http://a:80"];
         for text in bad.iter().chain(&worse) {
             assert!(text.parse::<Addr>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn slots_of_others_are_slots() {
+        let read = |number: u16| postcard::from_bytes::<Slot>(&postcard::to_stdvec(&number).unwrap());
+        assert_eq!(read(SLOT_COUNT - 1), Ok(Slot(SLOT_COUNT - 1)));
+        for number in [SLOT_COUNT, 20_000, u16::MAX] {
+            assert!(read(number).is_err(), "{number}");
         }
     }
 
