@@ -17,8 +17,8 @@ pub struct Inventory {
     pub clock: Clock,
     /// Slots that may hold tombstones or dependencies that become droppable. None that is empty.
     pub dirty: SlotSet,
-    /// Versions with such that have come since somebody looked.
-    dirtied: usize,
+    /// Tombstones that have come since somebody asked.
+    deleted: usize,
     slots: Vec<Tally>,
 }
 
@@ -86,7 +86,7 @@ impl Inventory {
     /// If the store can't be read.
     pub fn of(store: &dyn Store) -> Result<Self> {
         let slots = vec![Tally::default(); usize::from(SLOT_COUNT)];
-        let mut inventory = Self { clock: Clock::default(), dirty: SlotSet::new(), dirtied: 0, slots };
+        let mut inventory = Self { clock: Clock::default(), dirty: SlotSet::new(), deleted: 0, slots };
         store.scan(&mut |slot, key, version| {
             inventory.count_in(slot, key, version);
             inventory.clock.observe(version.stamp);
@@ -101,13 +101,13 @@ impl Inventory {
         tally.versions += 1;
         if version.value.is_none() || !version.deps.is_empty() {
             self.dirty.insert(slot);
-            self.dirtied += 1;
         }
+        self.deleted += usize::from(version.value.is_none());
     }
 
-    /// Versions with tombstones or dependencies that have come since the last call.
-    pub fn take_dirtied(&mut self) -> usize {
-        std::mem::take(&mut self.dirtied)
+    /// Tombstones that have come since the last call.
+    pub fn take_deleted(&mut self) -> usize {
+        std::mem::take(&mut self.deleted)
     }
 
     fn count_out(&mut self, slot: Slot, key: &Key, dot: Dot, has_value: bool) {
@@ -190,7 +190,7 @@ mod tests {
             inventory.install(&mut store, &key, &version(seq)).expect("memory does not fail");
             assert_eq!(inventory.dirty.first_from(0), Some(Slot::of(&key)));
         }
-        assert_eq!((inventory.take_dirtied(), inventory.take_dirtied()), (2, 0));
+        assert_eq!((inventory.take_deleted(), inventory.take_deleted()), (2, 0));
         inventory.discard(&mut store, &key, version(2).dot, false);
         assert!(inventory.dirty.is_empty());
     }

@@ -38,9 +38,10 @@ const NOTE_STABLE_MS: u64 = 1_000;
 /// share of a processor whatever the store holds, and longer with more.
 const SWEPT_PER_TICK: usize = 320;
 const SWEPT_PER_SLOT: usize = 20;
-/// As many more for each version that has come with something to forget: else tombstones of clients that delete faster than a round
-/// ends would become ever more. So there are at most about half as many of them as of other versions.
-const SWEPT_PER_DIRTIED: usize = 4;
+/// Or so many for each tombstone that has come since the last tick, if that is more: else those of clients that delete faster than a
+/// round ends would become ever more. So there are at most about half as many of them as of other versions. (What versions depend on
+/// does not pile up: it goes with the version, and is left out of what clients are told.)
+const SWEPT_PER_DELETED: usize = 4;
 const SWEPT_PER_TICK_MAX: usize = 4_096;
 
 /// The step from stable to settled.
@@ -334,8 +335,8 @@ impl Core {
 
     /// Drops settled tombstones and stable dependencies, a few at a time.
     fn sweep(&mut self) -> Result<()> {
-        let dirtied = self.inventory.take_dirtied();
-        let mut left = (SWEPT_PER_DIRTIED * dirtied).clamp(SWEPT_PER_TICK, SWEPT_PER_TICK_MAX);
+        let deleted = self.inventory.take_deleted();
+        let mut left = (SWEPT_PER_DELETED * deleted).clamp(SWEPT_PER_TICK, SWEPT_PER_TICK_MAX);
         while left > 0 {
             if let Some(sweep) = self.settling.sweep.take() {
                 left -= self.sweep_slot(sweep.slot, Some(sweep), left)?;
