@@ -21,7 +21,7 @@ use super::topology::{SlotRun, slots_in};
 use super::{Core, Severity};
 use crate::core::causal::Vector;
 use crate::storage::{Result, Version};
-use crate::wire::ident::{Addr, Dot, Key, SLOT_COUNT, Slot};
+use crate::wire::ident::{Addr, Dot, Key, Slot};
 use crate::wire::peer::{Floors, Message, Scope, SlotListing, Stage, entry_weight};
 
 /// Silence of the source for so long ends a repair; it is begun anew where needed.
@@ -198,7 +198,7 @@ impl Core {
         let (Some(replica), Some((target, whole))) = (&self.replica, self.source(scope)) else { return };
         // In order, so no slot is listed twice and the answer is bounded.
         let ordered = runs.windows(2).all(|pair| pair[0].1 < pair[1].0);
-        if !ordered || runs.iter().any(|&(first, last)| first > last || last.0 >= SLOT_COUNT) {
+        if !ordered || runs.iter().any(|&(first, last)| first > last) {
             return;
         }
         let begins = Message::RepairBegin {

@@ -38,10 +38,11 @@ const CACHE_BYTES: u64 = 32 << 20;
 const JOURNAL_BYTES: u64 = 128 << 20;
 /// The most that one compaction rewrites, about: the youngest tables and those below that they overlap.
 const COMPACTION_BYTES: u64 = 512 << 20;
-/// What is in memory and not in tables yet is written out when it is more than this, and more than [`UNFLUSHED_PER_STORED`] times what
-/// the tables hold. (When it is more than 64 MiB, the engine does so itself; with `--fsync never` only then.) Every write of a key stays in memory until then, the
-/// overwritten ones, too, and every look-up goes through them: with few keys nearly all of it is old versions, and nearly nothing is
-/// left to be written. With many keys it is the other way around, and more in memory means less to merge.
+/// What is in memory and not in tables yet is written out at a sync when it is more than this, and more than [`UNFLUSHED_PER_STORED`]
+/// times what the tables hold. (When it is more than 64 MiB, the engine does so itself; with `--fsync never` only then.) Every write of
+/// a key stays in memory until then, the overwritten ones, too, and every look-up goes through them: with few keys nearly all of it is
+/// old versions, and nearly nothing is left to be written. With many keys it is the other way around, and more in memory means less to
+/// merge.
 const UNFLUSHED_BYTES: u64 = 8 << 20;
 const UNFLUSHED_PER_STORED: u64 = 4;
 const BATCH: &str = "batch";
@@ -422,8 +423,8 @@ fn stored_bytes(keyspaces: &[Keyspace]) -> u64 {
 }
 
 impl FjallSyncer {
-    /// Has what is in memory written out if it is too much (see [`UNFLUSHED_BYTES`]), unless that is being done. Here, because the node's
-    /// loop must not wait for the folder of the journals to be tidied up.
+    /// Has what is in memory written out if it is too much (see [`UNFLUSHED_BYTES`]), unless that is being done. Not in a commit,
+    /// because then the folder of the journals is tidied up, too: that is for a thread that may block.
     fn bound_unflushed(&self) -> Result<()> {
         let unflushed = self.db.write_buffer_size();
         if unflushed > UNFLUSHED_BYTES

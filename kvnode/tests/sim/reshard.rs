@@ -365,19 +365,24 @@ pub fn nobody_waits_for_a_reshard(mutant: Option<Mutant>) -> Result<(), String> 
     Ok(())
 }
 
+/// A cluster whose data takes many answers of a repair.
+fn with_many_answers_to_copy(mutant: Option<Mutant>) -> World {
+    let mut world = cluster(mutant);
+    for number in 0..1_500 {
+        let key = format!("key-{number}").as_str().into();
+        world.request(number % 6, 1_000 + number as u64, put(&key, VALUE), Vec::new());
+        world.run_until(10, |_| false);
+    }
+    world.run_until(1_000, |_| false);
+    assert_eq!(world.answers.drain(..).filter(|(_, it)| matches!(it, Some(Answer::Created { .. }))).count(), 1_500);
+    world
+}
+
 /// Where answers are late now and then, something else wants the same processors or links, and copies make way; where they always
 /// take the same time, they don't rest.
 pub fn a_copy_makes_way(mutant: Option<Mutant>) -> Result<(), String> {
     let copying_takes = |delay_ms: (u64, u64), mutant: Option<Mutant>| {
-        let mut world = cluster(mutant);
-        // As much as takes many answers.
-        for number in 0..1_500 {
-            let key = format!("key-{number}").as_str().into();
-            world.request(number % 6, 1_000 + number as u64, put(&key, VALUE), Vec::new());
-            world.run_until(10, |_| false);
-        }
-        world.run_until(1_000, |_| false);
-        assert_eq!(world.answers.drain(..).filter(|(_, it)| matches!(it, Some(Answer::Created { .. }))).count(), 1_500);
+        let mut world = with_many_answers_to_copy(mutant);
         let pairs = (0..6).flat_map(|one| (0..6).map(move |other| (one, other)));
         world.weather.extend(pairs.map(|pair| (pair, Weather { delay_ms, ..Weather::FAIR })));
         let began = world.now_ms;
@@ -396,13 +401,7 @@ pub fn a_copy_makes_way(mutant: Option<Mutant>) -> Result<(), String> {
 /// A replica that lost its data is filled as fast as can be, however late answers are: the others write on meanwhile.
 pub fn a_replica_that_is_filled_does_not_make_way() {
     let filling = |mutant: Option<Mutant>| {
-        let mut world = cluster(mutant);
-        for number in 0..1_500 {
-            let key = format!("key-{number}").as_str().into();
-            world.request(number % 6, 1_000 + number as u64, put(&key, VALUE), Vec::new());
-            world.run_until(10, |_| false);
-        }
-        world.run_until(1_000, |_| false);
+        let mut world = with_many_answers_to_copy(mutant);
         world.wipe(2);
         let pairs = (0..6).flat_map(|one| (0..6).map(move |other| (one, other)));
         world.weather.extend(pairs.map(|pair| (pair, Weather { delay_ms: (1, 30), ..Weather::FAIR })));
