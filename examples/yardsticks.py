@@ -3,7 +3,7 @@
 
 Beside them Redis, if it is installed.
 
-Needs a release build: cargo build --release && cargo build --release -p kvnode --example yardstick
+Needs a release build: cargo build --release && cargo build --release -p kvnode --examples
 Usage: examples/yardsticks.py TARGET_FOLDER [mem|interval|always] [ROUNDS]
 """
 
@@ -19,6 +19,8 @@ import redis
 TARGET, MODE, ROUNDS = pathlib.Path(sys.argv[1]), (sys.argv[2:] or ["mem"])[0], int((sys.argv[3:] or ["7"])[0])
 YARDSTICK, ONE_THREAD = "127.11.1.1:8090", "127.11.1.2:8090"
 SIX = [f"127.11.2.{i}:8090" for i in range(2, 8)]
+# The mock-up, once where every process answers itself, once where each passes everything on.
+HERE, PASSED_ON = ([f"127.11.{net}.{i}:8090" for i in range(2, 8)] for net in (3, 4))
 
 
 def bench(urls, mix, route, connections, *more):
@@ -35,11 +37,15 @@ def measure(nodes, connections):
         "warp GET": ([YARDSTICK], "1/0", "spread"),
         "warp GET, one thread": ([ONE_THREAD], "1/0", "spread"),
         "warp GET, six processes": (SIX, "1/0", "spread"),
+        "GET in the mock-up": (HERE, "1/0", "spread"),
+        "GET passed on in the mock-up": (PASSED_ON, "1/0", "spread"),
         "GET at a replica": (nodes, "1/0", "owner"),
         "GET at a node of another shard": (nodes, "1/0", "elsewhere"),
         "warp PUT": ([YARDSTICK], "0/1", "spread"),
         "warp PUT, one thread": ([ONE_THREAD], "0/1", "spread"),
         "warp PUT, six processes": (SIX, "0/1", "spread"),
+        "PUT in the mock-up": (HERE, "0/1", "spread"),
+        "PUT passed on in the mock-up": (PASSED_ON, "0/1", "spread"),
         "PUT at a replica": (nodes, "0/1", "owner"),
         "PUT at a node of another shard": (nodes, "0/1", "elsewhere"),
     }
@@ -70,13 +76,16 @@ def contexts(nodes, connections):
 
 
 with tempfile.TemporaryDirectory() as folder, cluster.Cluster(TARGET, folder, MODE) as six:
-    warp = TARGET / "examples/yardstick"
+    warp, mockup = TARGET / "examples/yardstick", TARGET / "examples/mockup"
     yardsticks = [subprocess.Popen([warp, YARDSTICK], **cluster.QUIET)]
     yardsticks += [subprocess.Popen([warp, address, "one-thread"], **cluster.QUIET) for address in [ONE_THREAD, *SIX]]
+    for mode, addresses in (("here", HERE), ("elsewhere", PASSED_ON)):
+        all_of_them = ",".join(addresses)
+        yardsticks += [subprocess.Popen([mockup, mode, str(i), all_of_them], **cluster.QUIET) for i in range(6)]
     try:
-        for address in [YARDSTICK, ONE_THREAD, *SIX]:
+        for address in [YARDSTICK, ONE_THREAD, *SIX, *HERE, *PASSED_ON]:
             cluster.wait_ready(address)
-        for urls in (six.nodes, [YARDSTICK], [ONE_THREAD], SIX):
+        for urls in (six.nodes, [YARDSTICK], [ONE_THREAD], SIX, HERE, PASSED_ON):
             bench(urls, "1/1", "spread", 16, "--prepare")
         for connections in (16, 64):
             measure(six.nodes, connections)
