@@ -1,23 +1,23 @@
 //! A running node: collect what has happened, let the core handle it, commit, act.
 //!
-//! What happens is put in the [`inbox`]; THE loop takes it from there in *turns* ([`turn`]). Here is what everybody else sees of it.
+//! That is a *turn* ([`turn`]), taken at once by whoever brings an event, or by THE loop for what has gathered in the [`inbox`]. Here is
+//! what everybody else sees of it.
 //!
-//! Invariant: the core is changed, and its effects and batches are taken, by the loop alone. Everybody else puts events in
-//! the inbox or looks. A read that has to wait for nothing is such a look, unless a turn waits for the disk just then.
+//! Invariant: the core is changed, and its effects are taken, in turns alone. A link takes its batches between them. Everybody else
+//! brings events or looks. A read that has to wait for nothing is such a look, unless a turn waits for the disk just then.
 
 mod inbox;
 mod turn;
 
 use std::any::Any;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Notify, oneshot, watch};
 use tracing::{error, warn};
 
-use self::inbox::{Inbox, Waiting};
-use self::turn::Loop;
+use self::inbox::{Inbox, Incoming, Source, Waiting};
+use self::turn::{Driver, Held, arrive};
 use crate::config::Fsync;
 use crate::core::admin::{AdminAnswer, AdminOp, JobState};
 use crate::core::request::{Answer, Op};
@@ -63,12 +63,17 @@ pub struct NodeHandle {
 }
 
 struct Shared {
+    /// Locked in this order where more than one is.
+    driver: Mutex<Driver>,
     core: Mutex<Core>,
     inbox: Mutex<Inbox>,
-    /// A turn waits for the disk, or has failed: nothing may be told of what the core holds. Changed under the core's lock.
-    held: AtomicBool,
-    /// Something is in the inbox.
+    held: Held,
+    /// Nothing of what the store keeps outlives the process.
+    is_volatile: bool,
+    /// There is something for the loop.
     arrived: Notify,
+    /// The core wants to tick sooner than the loop means to.
+    sooner: Notify,
     /// Counts turns, for those who wait for a state to come about.
     turns: watch::Sender<u64>,
     /// Set when the node can't go on.
@@ -82,7 +87,16 @@ struct Shared {
     _owned: Option<DataDir>,
 }
 
-/// A poisoned lock means that the loop has panicked; what it guards is still good to look at, and [`Fallen`] ends the process.
+impl Shared {
+    /// Mostly nobody waits for a state to come about.
+    fn count_turn(&self) {
+        if self.turns.receiver_count() > 0 {
+            self.turns.send_modify(|turn| *turn += 1);
+        }
+    }
+}
+
+/// A poisoned lock means that a turn has panicked; what it guards is still good to look at, and the process ends.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -97,12 +111,16 @@ impl NodeHandle {
         let drill = Arc::new(Drill::new(drill));
         let began = Instant::now();
         let (syncer, gauge) = (store.syncer(), RoomGauge::new(store.gauge()));
+        let is_volatile = !store.outlives_process();
         let core = Core::start(settings, store, now(began, &drill))?;
         let shared = Arc::new(Shared {
+            driver: Mutex::new(Driver::new(syncer.clone(), gauge, fsync == Fsync::Always)),
             core: Mutex::new(core),
             inbox: Mutex::new(Inbox::default()),
-            held: AtomicBool::new(false),
+            held: Held::nothing(),
+            is_volatile,
             arrived: Notify::new(),
+            sooner: Notify::new(),
             turns: watch::Sender::new(0),
             failure: watch::Sender::new(None),
             secret: auth::Secret::new(secret.as_deref()),
@@ -112,10 +130,10 @@ impl NodeHandle {
             began,
             _owned: owned,
         });
-        if let (Some(syncer), Fsync::Interval(every)) = (syncer.clone(), fsync) {
+        if let (Some(syncer), Fsync::Interval(every)) = (syncer, fsync) {
             tokio::spawn(sync_regularly(shared.clone(), syncer, every));
         }
-        tokio::spawn(Loop::new(shared.clone(), syncer, gauge, fsync == Fsync::Always).run());
+        tokio::spawn(turn::run(shared.clone()));
         Ok(Self { shared })
     }
 
@@ -139,7 +157,7 @@ impl NodeHandle {
         // A write may have reached others before the node failed.
         let none = || if writes { Answer::OutcomeUnknown } else { Answer::NotReady { reason: FAILING.into() } };
         let (sender, answer) = oneshot::channel();
-        {
+        let id = {
             let mut inbox = lock(&self.shared.inbox);
             if inbox.closed {
                 return Answer::NotReady { reason: FAILING.into() };
@@ -147,24 +165,27 @@ impl NodeHandle {
             inbox.last_client += 1;
             let id = inbox.last_client;
             inbox.clients.insert(id, Waiting { sender, _held: held });
-            inbox.events.push(Event::Client { id, op, tokens });
-        }
-        self.shared.arrived.notify_one();
+            id
+        };
+        arrive(&self.shared, Event::Client { id, op, tokens }.into());
         answer.await.unwrap_or_else(|_| none())
     }
 
     /// The answer to a read that has to wait for nothing.
     fn read(&self, op: &Op, tokens: &[String]) -> Option<Answer<String>> {
+        if !matches!(op, Op::Get { .. }) {
+            return None;
+        }
         let at = now(self.shared.began, &self.shared.drill);
-        // Where the loop has panicked, what the core holds may be half a turn.
+        // Where a turn has panicked, what the core holds may be half of it.
         let mut core = self.shared.core.lock().ok()?;
-        if self.shared.held.load(Ordering::Relaxed) { None } else { core.read(at, op, tokens) }
+        if self.shared.held.is_free() { core.read(at, op, tokens) } else { None }
     }
 
     /// Asks for a change of the topology, and waits for the decision (not for what follows from it).
     pub async fn admin(&self, op: AdminOp) -> AdminAnswer {
         let (sender, answer) = oneshot::channel();
-        {
+        let id = {
             let mut inbox = lock(&self.shared.inbox);
             if inbox.closed {
                 return AdminAnswer::NotReady(FAILING.into());
@@ -172,9 +193,9 @@ impl NodeHandle {
             inbox.last_client += 1;
             let id = inbox.last_client;
             inbox.admins.insert(id, sender);
-            inbox.events.push(Event::Admin { id, op });
-        }
-        self.shared.arrived.notify_one();
+            id
+        };
+        arrive(&self.shared, Event::Admin { id, op }.into());
         answer.await.unwrap_or_else(|_| AdminAnswer::Undecided(FAILING.into()))
     }
 
@@ -222,15 +243,11 @@ impl NodeHandle {
     pub async fn peer_batch(&self, batch: Batch) -> Option<Batch> {
         let (drill, from) = (&self.shared.drill, batch.from.clone());
         drill.pass(Way::From, &from).await.ok()?;
-        let (sender, answer) = oneshot::channel();
-        {
-            let mut inbox = lock(&self.shared.inbox);
-            if inbox.closed {
-                return None;
-            }
-            inbox.batches.push((batch, sender));
+        if lock(&self.shared.inbox).closed {
+            return None;
         }
-        self.shared.arrived.notify_one();
+        let (sender, answer) = oneshot::channel();
+        arrive(&self.shared, Incoming { event: Event::Batch(batch), source: Source::Asks(sender) });
         let answer = answer.await.ok()?;
         drill.pass(Way::To, &from).await.ok()?;
         Some(answer)
@@ -342,8 +359,7 @@ async fn sync_regularly(shared: Arc<Shared>, syncer: Arc<dyn Syncer>, every: Dur
         match tokio::task::spawn_blocking(move || syncer.sync()).await {
             Ok(Ok(())) => {
                 synced = mark.clone();
-                lock(&shared.inbox).events.push(Event::Synced(mark));
-                shared.arrived.notify_one();
+                arrive(&shared, Event::Synced(mark).into());
             }
             Ok(Err(error)) => return fail(&shared, &error.to_string()),
             Err(panic) => return fail(&shared, &panic.to_string()),
@@ -351,9 +367,16 @@ async fn sync_regularly(shared: Arc<Shared>, syncer: Arc<dyn Syncer>, every: Dur
     }
 }
 
-/// The node can't go on. Nobody is answered any more: what was not committed must not be told.
+/// The node can't go on. Nobody is answered any more: what was not committed must not be told. Not to be called under a lock.
 fn fail(shared: &Shared, why: &str) {
+    if shared.held.fail() {
+        // It was said.
+        return;
+    }
     lock(&shared.inbox).close();
+    lock(&shared.driver).close();
+    // The loop ends.
+    shared.arrived.notify_one();
     error!("{why}; this node stops");
     shared.failure.send_replace(Some(why.to_owned()));
 }

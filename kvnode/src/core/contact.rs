@@ -477,8 +477,12 @@ impl Core {
 
     /// The peers to which [`Core::next_writes`] has something to give: clients wait for them to hold it.
     pub fn awaited_peers(&self) -> Vec<Addr> {
-        let awaited = self.peers.iter().filter(|(addr, peer)| peer.is_eager && self.has_writes_for(addr, peer));
-        awaited.map(|(addr, _)| addr.clone()).collect()
+        self.peers.keys().filter(|addr| self.is_awaited(addr)).cloned().collect()
+    }
+
+    /// Whether this is one of them.
+    pub fn is_awaited(&self, addr: &Addr) -> bool {
+        self.peers.get(addr).is_some_and(|peer| peer.is_eager && self.has_writes_for(addr, peer))
     }
 
     /// A batch of nothing but this node's own writes. Alone of all batches it may leave before they are on stable media here: it tells

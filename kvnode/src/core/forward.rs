@@ -74,8 +74,6 @@ impl Core {
             self.answer(requester, Answer::Busy { what: "too many requests wait for other nodes".into() });
             return Ok(());
         }
-        self.forwards.last_id += 1;
-        let id = self.forwards.last_id;
         let now = self.now.mono_ms;
         let open = Open {
             requester,
@@ -88,47 +86,43 @@ impl Core {
             target_since_ms: now,
             tried_since_ms: now,
         };
-        self.forwards.open.insert(id, open);
-        self.hand_over(id);
+        self.hand_over(open);
         Ok(())
     }
 
-    /// Gives a request to the next replica, if there is one.
-    fn hand_over(&mut self, id: u64) {
-        let Some(open) = self.forwards.open.get_mut(&id) else { return };
-        if open.target.is_none() && open.tried_since_ms + TRY_AGAIN_MS <= self.now.mono_ms {
+    /// Gives a request to the next replica, or keeps it while there is none.
+    fn hand_over(&mut self, mut open: Open) {
+        let now = self.now.mono_ms;
+        if open.target.is_none() && open.tried_since_ms + TRY_AGAIN_MS <= now {
             // Those that refused may have learned the layout since.
             open.tried.clear();
-            open.tried_since_ms = self.now.mono_ms;
+            open.tried_since_ms = now;
         }
-        let Some(open) = self.forwards.open.get(&id) else { return };
-        let Some(target) = self.choose(open) else { return };
-        let full = self.peers[&target].queue_weight() >= self.settings.peer_queue_weight_max;
-        if full {
-            if let Some(open) = self.forwards.open.remove(&id) {
-                self.answer(open.requester, Answer::Busy { what: format!("too much waits for {target}") });
-            }
-            return;
-        }
-        let now = self.now.mono_ms;
         // A new number for every hand-over: the receiver acts on each number once.
         self.forwards.last_id += 1;
-        let new_id = self.forwards.last_id;
-        let Some(mut open) = self.forwards.open.remove(&id) else { return };
-        open.target = Some(target.clone());
-        open.target_since_ms = now;
-        // The receiver's clock was there when its reading came, and has gone on since.
-        let peer = &self.peers[&target];
-        let until_ms = peer.echo_ms + now.saturating_sub(peer.echo_heard_ms) + self.forward_ms();
-        let message = Message::Forward {
-            id: new_id,
-            shard: open.shard,
-            op: open.op.clone(),
-            context: open.context.clone(),
-            until_ms,
+        let id = self.forwards.last_id;
+        let Some(target) = self.choose(&open) else {
+            self.forwards.open.insert(id, open);
+            return;
         };
-        self.forwards.open.insert(new_id, open);
-        self.send(&target, message);
+        let peer = &self.peers[&target];
+        if peer.queue_weight() >= self.settings.peer_queue_weight_max {
+            self.answer(open.requester, Answer::Busy { what: format!("too much waits for {target}") });
+            return;
+        }
+        // The receiver's clock was there when its reading came, and has gone on since.
+        let until_ms = peer.echo_ms + now.saturating_sub(peer.echo_heard_ms) + self.forward_ms();
+        let (shard, op, context) = (open.shard, open.op.clone(), open.context.clone());
+        self.send(&target, Message::Forward { id, shard, op, context, until_ms });
+        (open.target, open.target_since_ms) = (Some(target), now);
+        self.forwards.open.insert(id, open);
+    }
+
+    /// The same for one that is kept.
+    fn hand_over_again(&mut self, id: u64) {
+        if let Some(open) = self.forwards.open.remove(&id) {
+            self.hand_over(open);
+        }
     }
 
     /// A replica that serves the shard, can be reached, and was not tried. Always the same as long as nothing changes, so that
@@ -140,10 +134,8 @@ impl Core {
             let serves = |peer: &Peer| matches!(peer.stage, Some(Stage::Serving)) && self.answers_lately(peer);
             !open.tried.contains(addr) && self.peers.get(*addr).is_some_and(serves)
         };
-        let candidates: Vec<&Addr> =
-            members.iter().filter_map(|node| topology.nodes.get(node)).filter(usable).collect();
-        let at = self.me.map_or(0, |me| me.0 as usize) % candidates.len().max(1);
-        candidates.get(at).map(|addr| (*addr).clone())
+        let (before, from) = members.split_at(self.me.map_or(0, |me| me.0 as usize) % members.len().max(1));
+        from.iter().chain(before).filter_map(|node| topology.nodes.get(node)).find(usable).cloned()
     }
 
     /// How long a replica may act on a write that was passed on to it.
@@ -213,7 +205,7 @@ impl Core {
     fn try_next(&mut self, id: u64) {
         if let Some(open) = self.forwards.open.get_mut(&id) {
             open.tried.extend(open.target.take());
-            self.hand_over(id);
+            self.hand_over_again(id);
         }
     }
 
@@ -295,7 +287,7 @@ impl Core {
             if let Some(open) = self.forwards.open.get_mut(&id) {
                 open.shard = shard;
             }
-            self.hand_over(id);
+            self.hand_over_again(id);
             return Ok(());
         }
         let Some(open) = self.forwards.open.remove(&id) else { return Ok(()) };

@@ -96,6 +96,23 @@ pub enum Event {
     Tick,
 }
 
+impl Event {
+    /// Whether it is of a kind that stages nothing in the store: reads, answers, acknowledgements. (What it tells beside that, such as
+    /// a new life of its sender, may still be noted.)
+    pub fn only_reads(&self) -> bool {
+        let reads = |op: &Op| matches!(op, Op::Get { .. } | Op::List { .. } | Op::KeyCount { .. });
+        match self {
+            Self::Client { op, .. } => reads(op),
+            Self::Batch(batch) => batch.messages.iter().all(|message| match message {
+                Message::Forward { op, .. } => reads(op),
+                Message::Answered { .. } | Message::Held { .. } => true,
+                _ => false,
+            }),
+            _ => false,
+        }
+    }
+}
+
 /// What a turn has committed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Committed {
@@ -368,6 +385,7 @@ impl Core {
     /// Tells what the driver has to sync before it acts.
     pub fn commit(&mut self) -> Result<Committed> {
         if self.replica_changed
+            && self.store.outlives_process()
             && let Some(replica) = &self.replica
         {
             let fact = ReplicaFact {

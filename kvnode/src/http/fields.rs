@@ -4,6 +4,7 @@
 //! maps, so it comes back to the last digit, and no depth of nesting can exhaust the stack (serde_json skips over a raw
 //! value with a loop).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -93,7 +94,10 @@ fn says_something(token: &str) -> bool {
 }
 
 /// A path's part, decoded. Every `%` must start an escape, and the result must be UTF-8.
-pub fn decoded(raw: &str) -> Result<String, Refusal> {
+pub fn decoded(raw: &str) -> Result<Cow<'_, str>, Refusal> {
+    if !raw.contains('%') {
+        return Ok(raw.into());
+    }
     let escapes_are_whole = raw.split('%').skip(1).all(|rest| {
         let digits = rest.as_bytes();
         digits.len() >= 2 && digits[0].is_ascii_hexdigit() && digits[1].is_ascii_hexdigit()
@@ -101,8 +105,7 @@ pub fn decoded(raw: &str) -> Result<String, Refusal> {
     if !escapes_are_whole {
         return Err(Refusal::BadKey("a % is not followed by two hexadecimal digits"));
     }
-    let text = percent_decode_str(raw).decode_utf8().map_err(|_| Refusal::BadKey("it is not UTF-8"))?;
-    Ok(text.into_owned())
+    percent_decode_str(raw).decode_utf8().map_err(|_| Refusal::BadKey("it is not UTF-8"))
 }
 
 /// The key that a raw path names, at most `max_chars` characters.
@@ -111,7 +114,7 @@ pub fn key(raw: &str, max_chars: usize) -> Result<Key, Refusal> {
     if key.chars().count() > max_chars {
         return Err(Refusal::KeyTooLong);
     }
-    Ok(Arc::from(key))
+    Ok(Arc::from(&*key))
 }
 
 #[cfg(test)]

@@ -99,6 +99,10 @@ impl Store for SyncedStore {
         self.0.fact(name)
     }
 
+    fn outlives_process(&self) -> bool {
+        true
+    }
+
     fn set_fact(&mut self, name: Fact, value: Vec<u8>) {
         self.0.set_fact(name, value);
     }
@@ -142,7 +146,7 @@ fn alone(store: Box<dyn Store>) -> NodeParts {
     parts(store, &me, vec![me.clone()])
 }
 
-fn parts(store: Box<dyn Store>, me: &Addr, view: Vec<Addr>) -> NodeParts {
+pub(super) fn parts(store: Box<dyn Store>, me: &Addr, view: Vec<Addr>) -> NodeParts {
     let settings = Settings {
         me: me.clone(),
         view,
@@ -234,6 +238,32 @@ async fn a_node_that_fails_leaves_nobody_waiting() {
     }
 }
 
+/// A turn that is taken at once fails as the loop does: whoever takes it gets its panic, and everybody else learns of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_in_a_turn_at_once_ends_the_node() {
+    let disk = Arc::new(SlowDisk::default());
+    let node = NodeHandle::start(alone(Box::new(SyncedStore(MemoryStore::new(), disk.clone())))).unwrap();
+    ready(&node).await;
+    lock(&disk.state).breaks = Breaks::Panics;
+    let limit = Duration::from_secs(5);
+    let asked = tokio::spawn({
+        let node = node.clone();
+        async move { node.request(Op::KeyCount { shard: ShardId(1) }, Vec::new()).await }
+    });
+    assert!(timeout(limit, asked).await.unwrap().is_err_and(|error| error.is_panic()), "taken by who asks");
+    assert!(!timeout(limit, node.failed()).await.expect("it says so").is_empty());
+    assert_eq!(node.read(&Op::Get { key: "k".into() }, &[]), None, "half a turn is shown to nobody");
+    // Also once the engine works again.
+    lock(&disk.state).breaks = Breaks::No;
+    node.shared.arrived.notify_one();
+    assert!(
+        timeout(limit, node.request(Op::KeyCount { shard: ShardId(1) }, Vec::new()))
+            .await
+            .is_ok_and(|answer| { matches!(answer, Answer::NotReady { reason } if reason == FAILING) })
+    );
+    assert!(!node.shared.held.is_free());
+}
+
 /// What counts a request's memory is held until the request is over, not only as long as its client listens.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_request_holds_outlives_its_client() {
@@ -267,6 +297,52 @@ fn listening(
     (node, close)
 }
 
+/// A turn that was taken at once and then has something to sync after all tells nothing before: here of a peer's new life, which a
+/// batch without any message has told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_at_once_waits_for_the_disk_if_it_must() {
+    let disk = Arc::new(SlowDisk::default());
+    let _unstuck = Unstuck(disk.clone());
+    let (one, other) = (
+        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(),
+    );
+    let view: Vec<Addr> =
+        [&one, &other].map(|listener| listener.local_addr().unwrap().to_string().parse().unwrap()).to_vec();
+    let from = view[1].clone();
+    let (one, _open) = listening(Box::new(SyncedStore(MemoryStore::new(), disk.clone())), one, view.clone());
+    let (other, _other_open) = listening(Box::new(MemoryStore::new()), other, view);
+    ready(&one).await;
+    ready(&other).await;
+
+    disk.set_stuck(true);
+    let batch = Batch {
+        cluster: None,
+        version: crate::core::topology::TopologyVersion::default(),
+        from,
+        life: Incarnation(u64::MAX / 2),
+        to_life: None,
+        sent_ms: 1,
+        echo_ms: 0,
+        messages: Vec::new(),
+    };
+    assert!(Event::Batch(batch.clone()).only_reads());
+    let answer = tokio::spawn({
+        let one = one.clone();
+        async move { one.peer_batch(batch).await }
+    });
+    let waits = tokio::task::spawn_blocking({
+        let disk = disk.clone();
+        move || disk.await_sync()
+    });
+    assert!(waits.await.unwrap(), "what was learned waits for the disk");
+    assert_eq!(one.read(&Op::Get { key: "k".into() }, &[]), None, "and holds back what else is there");
+    assert!(!answer.is_finished());
+    disk.set_stuck(false);
+    let answer = timeout(Duration::from_secs(5), answer).await.expect("it is answered then").unwrap();
+    assert!(answer.is_some_and(|answer| answer.to_life == Some(Incarnation(u64::MAX / 2))));
+}
+
 /// The other replica's disk works while this node's does, and the client waits for both.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_goes_to_the_others_while_it_waits_for_the_disk() {
@@ -278,6 +354,7 @@ async fn a_write_goes_to_the_others_while_it_waits_for_the_disk() {
     );
     let view: Vec<Addr> =
         [&one, &other].map(|listener| listener.local_addr().unwrap().to_string().parse().unwrap()).to_vec();
+    let other_address = view[1].clone();
     let store = Box::new(SyncedStore(MemoryStore::new(), disk.clone()));
     let (one, _open) = listening(store, one, view.clone());
     let (other, _other_open) = listening(Box::new(MemoryStore::new()), other, view);
@@ -305,6 +382,28 @@ async fn a_write_goes_to_the_others_while_it_waits_for_the_disk() {
     };
     timeout(Duration::from_secs(5), arrived).await.expect("the other has it meanwhile");
     assert!(!put.is_finished(), "answered before it was synced");
+    let unheard = || lock(&one.shared.inbox).unheard.contains(&other_address);
+    let answered = async {
+        while !unheard() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(5), answered).await.expect("its answer waits for the disk, too");
     disk.set_stuck(false);
     assert!(matches!(put.await.unwrap(), Answer::Replaced { replicas: 2, .. }));
+    assert!(!unheard());
+}
+
+/// What a peer owes is counted by the order of batch, answer, batch.
+#[tokio::test(flavor = "current_thread")]
+async fn a_link_rests_until_its_answer_is_heard() {
+    let [me, other] = ["127.0.0.1:1", "127.0.0.1:2"].map(|addr| addr.parse::<Addr>().unwrap());
+    let node = NodeHandle::start(parts(Box::new(MemoryStore::new()), &me, vec![me.clone(), other.clone()])).unwrap();
+    lock(&node.shared.inbox).unheard.insert(other.clone());
+    let mut turns = node.shared.turns.subscribe();
+    let wants = async { while !node.look(|core| core.wants(&other)) && turns.changed().await.is_ok() {} };
+    timeout(Duration::from_secs(5), wants).await.expect("it seeks the other");
+    assert_eq!(turn::next_batch(&node.shared, &other), None);
+    lock(&node.shared.inbox).unheard.clear();
+    assert!(turn::next_batch(&node.shared, &other).is_some());
 }

@@ -1,35 +1,82 @@
-//! The loop: turn after turn.
+//! Turns.
 //!
-//! A turn takes all events that have gathered, hands them to the core, commits what they changed in one batch (and syncs it, under
-//! `--fsync always`), and only then sends the answers and messages of the turn. While a turn waits for the disk, the next one
-//! gathers: that is the group commit. Only a node's own writes go to the other replicas before, so that all disks sync them at the
-//! same time.
+//! A turn takes events, hands them to the core, commits what they changed in one batch (and syncs it, under `--fsync always`), and
+//! only then sends the answers and wakes the links. There are two ways to one:
+//!
+//! - *At once*, by whoever brings an event, where gathering gains nothing: the store does not outlive the process, or the event is of
+//!   a kind that stages nothing. So most requests cross no other task here.
+//! - By THE loop, for what the inbox has gathered, and for time that passes. While a turn waits for the disk, the next one gathers:
+//!   that is the group commit. Only a node's own writes go to the other replicas before, so that all disks sync them at the same time.
+//!
+//! Invariant: one turn at a time. Whoever takes one holds the [`Driver`]; one that has to wait for the disk lets go of it, and
+//! leaves a mark ([`Held`]) that lets nobody else begin.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::inbox::{Incoming, Source};
 use super::{Shared, fail, lock, now};
-use crate::core::{Committed, Core, Effect, Event, Severity};
+use crate::core::{Committed, Core, Effect, Event, Now, Severity};
 use crate::peer::{Link, LinkDone};
 use crate::room::{self, RoomGauge};
 use crate::storage::{Result, StoreError, Syncer};
 use crate::wire::ident::Addr;
 use crate::wire::peer::Batch;
 
-/// Notes that the loop has panicked. Without it the node would stay there, answer reads from a core that is half changed, and
+/// Notes that a turn has panicked. Without it the node would stay there, answer reads from a core that is half changed, and
 /// leave everybody else waiting.
-struct Fallen(Arc<Shared>);
+struct Fallen<'a>(&'a Shared);
 
-impl Drop for Fallen {
+impl Drop for Fallen<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            fail(&self.0, "the node's loop has panicked");
+            fail(self.0, "the node's loop has panicked");
         }
+    }
+}
+
+/// What may be told of what the core holds. Changed under the core's lock, but for a failure.
+pub(super) struct Held(AtomicU8);
+
+const ALL_MAY: u8 = 0;
+/// A turn waits for the disk. This node's own writes may leave all the same, for who is waited for.
+const WRITES_MAY: u8 = 1;
+/// A turn waits for the disk with more than data (see [`Committed::urgent`]), or has failed just now.
+const NOTHING_MAY: u8 = 2;
+/// The node has failed: nothing may, ever again.
+const FAILED: u8 = 3;
+
+impl Held {
+    pub const fn nothing() -> Self {
+        Self(AtomicU8::new(ALL_MAY))
+    }
+
+    pub fn is_free(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == ALL_MAY
+    }
+
+    fn lets_writes(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == WRITES_MAY
+    }
+
+    fn has_failed(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == FAILED
+    }
+
+    /// Does nothing once the node has failed.
+    fn set(&self, what: u8) {
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| (now != FAILED).then_some(what));
+    }
+
+    /// For good. Whether it was so before.
+    pub fn fail(&self) -> bool {
+        self.0.swap(FAILED, Ordering::Relaxed) == FAILED
     }
 }
 
@@ -37,7 +84,8 @@ impl Drop for Fallen {
 type PeersWaiting = Vec<(Addr, oneshot::Sender<Batch>)>;
 
 /// A turn up to its commit.
-struct Handled {
+pub(super) struct Handled {
+    at: Now,
     senders: PeersWaiting,
     /// What has to be synced before anything of the turn is told.
     syncer: Option<Arc<dyn Syncer>>,
@@ -45,130 +93,66 @@ struct Handled {
     urgent: bool,
 }
 
-/// The loop's own state.
-pub(super) struct Loop {
-    shared: Arc<Shared>,
+/// What a turn needs beside the core. Locked before the core.
+pub(super) struct Driver {
     /// `None` for a store that has nothing to sync.
     syncer: Option<Arc<dyn Syncer>>,
     /// `--fsync always`
     always: bool,
     gauge: RoomGauge,
     links: BTreeMap<Addr, Link>,
-    /// Links with a batch on its way.
-    busy: BTreeSet<Addr>,
-    /// Peers that the core has something for.
-    awake: BTreeSet<Addr>,
+    /// How long after the last tick the loop means to tick again, in ms.
+    planned_ms: u64,
 }
 
-impl Loop {
-    pub fn new(shared: Arc<Shared>, syncer: Option<Arc<dyn Syncer>>, gauge: RoomGauge, always: bool) -> Self {
-        let (links, busy, awake) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        Self { shared, syncer, always, gauge, links, busy, awake }
+impl Driver {
+    pub fn new(syncer: Option<Arc<dyn Syncer>>, gauge: RoomGauge, always: bool) -> Self {
+        Self { syncer, always, gauge, links: BTreeMap::new(), planned_ms: 0 }
     }
 
-    pub async fn run(mut self) {
-        let shared = self.shared.clone();
-        let _fallen = Fallen(shared.clone());
-        let mut last_tick = tokio::time::Instant::now();
-        let alarm = tokio::time::sleep_until(last_tick);
-        tokio::pin!(alarm);
-        loop {
-            let tick = tokio::select! {
-                () = shared.arrived.notified() => false,
-                () = &mut alarm => true,
-            };
-            if !tick {
-                // Whatever else has come by now belongs to the same turn, and to the same batches.
-                tokio::task::yield_now().await;
-            }
-            if tick {
-                last_tick = tokio::time::Instant::now();
-            }
-            if let Err(error) = self.turn(tick).await {
-                return fail(&shared, &error.to_string());
-            }
-            // Mostly nobody waits for a state to come about.
-            if shared.turns.receiver_count() > 0 {
-                shared.turns.send_modify(|turn| *turn += 1);
-            }
-            let due = last_tick + Duration::from_millis(lock(&shared.core).tick_interval_ms());
-            if alarm.deadline() != due {
-                alarm.as_mut().reset(due);
-            }
-        }
+    /// Ends the links.
+    pub fn close(&mut self) {
+        self.links.clear();
     }
 
-    async fn turn(&mut self, tick: bool) -> Result<()> {
-        let (events, batches) = {
-            let mut inbox = lock(&self.shared.inbox);
-            for idle in std::mem::take(&mut inbox.idle) {
-                self.busy.remove(&idle);
-                self.awake.insert(idle);
-            }
-            (std::mem::take(&mut inbox.events), std::mem::take(&mut inbox.batches))
-        };
-        let handled = self.handle(events, batches, tick)?;
-        if let Some(syncer) = handled.syncer {
-            if !handled.urgent {
-                self.send_writes();
-            }
-            self.sync(syncer).await?;
-        }
-        self.act(handled.senders);
-        Ok(())
-    }
-
-    /// Sends the writes that clients wait for ahead of the sync that their answers wait for, too.
-    fn send_writes(&mut self) {
-        let at = now(self.shared.began, &self.shared.drill);
-        let awaited = lock(&self.shared.core).awaited_peers();
-        for peer in awaited.into_iter().filter(|peer| !self.busy.contains(peer)).collect::<Vec<_>>() {
-            let batch = lock(&self.shared.core).next_writes(at, &peer);
-            if let Some(batch) = batch {
-                self.link(&peer).send(batch);
-                self.busy.insert(peer);
-            }
-        }
-    }
-
-    /// The synchronous part of a turn: handle and commit.
-    fn handle(
-        &mut self,
-        events: Vec<Event>,
-        batches: Vec<(Batch, oneshot::Sender<Batch>)>,
-        tick: bool,
-    ) -> Result<Handled> {
-        let shared = self.shared.clone();
+    /// Handles and commits. On a failure nothing may be told any more.
+    fn handle(&mut self, shared: &Shared, events: impl Iterator<Item = Incoming>, tick: bool) -> Result<Handled> {
+        let at = now(shared.began, &shared.drill);
         let mut core = lock(&shared.core);
-        let done = self.handle_all(&mut core, events, batches, tick);
+        let done = self.handle_all(shared, &mut core, at, events, tick);
         let due = |committed: &Committed| committed.urgent || (committed.changed && self.always);
         let syncer = done.as_ref().ok().and_then(|(_, committed)| self.syncer.clone().filter(|_| due(committed)));
-        shared.held.store(syncer.is_some() || done.is_err(), Ordering::Relaxed);
-        done.map(|(senders, committed)| Handled { senders, syncer, urgent: committed.urgent })
+        match &done {
+            Err(_) => shared.held.set(NOTHING_MAY),
+            Ok((_, committed)) if syncer.is_some() => {
+                shared.held.set(if committed.urgent { NOTHING_MAY } else { WRITES_MAY });
+            }
+            Ok(_) => {}
+        }
+        done.map(|(senders, committed)| Handled { at, senders, syncer, urgent: committed.urgent })
     }
 
     fn handle_all(
         &mut self,
+        shared: &Shared,
         core: &mut Core,
-        events: Vec<Event>,
-        batches: Vec<(Batch, oneshot::Sender<Batch>)>,
+        at: Now,
+        events: impl Iterator<Item = Incoming>,
         tick: bool,
     ) -> Result<(PeersWaiting, Committed)> {
-        let at = now(self.shared.began, &self.shared.drill);
-        let limit = self.shared.drill.store_bytes_max().unwrap_or(self.shared.bytes_max);
+        let limit = shared.drill.store_bytes_max().unwrap_or(shared.bytes_max);
         let mut handle = |event: Event| {
             if let Some(room) = self.gauge.before(room::weight(&event), limit) {
                 core.handle(at, room)?;
             }
             core.handle(at, event)
         };
-        for event in events {
+        let mut senders = PeersWaiting::new();
+        for Incoming { event, source } in events {
+            if let (Event::Batch(batch), Source::Asks(sender)) = (&event, source) {
+                senders.push((batch.from.clone(), sender));
+            }
             handle(event)?;
-        }
-        let mut senders = Vec::with_capacity(batches.len());
-        for (batch, sender) in batches {
-            senders.push((batch.from.clone(), sender));
-            handle(Event::Batch(batch))?;
         }
         if tick {
             handle(Event::Tick)?;
@@ -177,78 +161,273 @@ impl Loop {
         Ok((senders, committed))
     }
 
-    async fn sync(&self, syncer: Arc<dyn Syncer>) -> Result<()> {
-        let mark = lock(&self.shared.core).sync_mark();
-        let done = tokio::task::spawn_blocking(move || syncer.sync()).await;
-        done.map_err(|panic| StoreError::Io(panic.to_string()))??;
-        lock(&self.shared.inbox).events.push(Event::Synced(mark));
-        Ok(())
-    }
-
-    /// Sends the answers and messages of the turn.
-    fn act(&mut self, senders: PeersWaiting) {
-        let at = now(self.shared.began, &self.shared.drill);
-        let effects = {
-            let mut core = lock(&self.shared.core);
-            self.shared.held.store(false, Ordering::Relaxed);
-            core.take_effects()
-        };
-        for effect in effects {
+    /// Sends the answers of a turn and wakes the links.
+    fn act(&mut self, shared: &Arc<Shared>, at: Now, senders: PeersWaiting) {
+        if shared.held.has_failed() {
+            return;
+        }
+        let mut core = lock(&shared.core);
+        for effect in core.take_effects() {
             match effect {
                 Effect::Reply { id, answer } => {
-                    if let Some(client) = lock(&self.shared.inbox).clients.remove(&id) {
+                    if let Some(client) = lock(&shared.inbox).clients.remove(&id) {
                         // A client that has gone away needs no answer.
                         let _ = client.sender.send(answer);
                     }
                 }
                 Effect::Decided { id, answer } => {
-                    if let Some(admin) = lock(&self.shared.inbox).admins.remove(&id) {
+                    if let Some(admin) = lock(&shared.inbox).admins.remove(&id) {
                         let _ = admin.send(answer);
                     }
                 }
-                Effect::Wake(peer) => {
-                    self.awake.insert(peer);
-                }
+                Effect::Wake(peer) => self.wake(shared, &peer),
                 Effect::Say(Severity::Info, text) => info!("{text}"),
                 Effect::Say(Severity::Warn, text) => warn!("{text}"),
             }
         }
         for (from, sender) in senders {
-            let answer = lock(&self.shared.core).answer_batch(at, &from);
             // A peer that has gone away asks again.
-            let _ = sender.send(answer);
+            let _ = sender.send(core.answer_batch(at, &from));
         }
-        for peer in std::mem::take(&mut self.awake) {
-            if self.busy.contains(&peer) {
-                continue;
-            }
-            let batch = lock(&self.shared.core).next_batch(at, &peer);
-            if let Some(batch) = batch {
-                self.link(&peer).send(batch);
-                self.busy.insert(peer);
-            }
-        }
+        shared.count_turn();
     }
 
-    fn link(&mut self, peer: &Addr) -> &Link {
-        let shared = &self.shared;
-        self.links.entry(peer.clone()).or_insert_with(|| {
-            let (shared, drill) = (shared.clone(), shared.drill.clone());
-            let done = move |peer: &Addr, fate: LinkDone| link_done(&shared, peer, fate);
-            let (secret, max) = (self.shared.secret.clone(), self.shared.peer_body_max);
-            Link::start(secret, drill, peer.clone(), max, done)
-        })
+    fn wake(&mut self, shared: &Arc<Shared>, peer: &Addr) {
+        if shared.held.has_failed() {
+            return;
+        }
+        if let Some(link) = self.links.get(peer) {
+            return link.wake();
+        }
+        let (for_next, for_done) = (shared.clone(), shared.clone());
+        let next = move |peer: &Addr| next_batch(&for_next, peer);
+        let done = move |peer: &Addr, fate: LinkDone| link_done(&for_done, peer, fate);
+        let (secret, drill) = (shared.secret.clone(), shared.drill.clone());
+        let link = Link::start(secret, drill, peer.clone(), shared.peer_body_max, next, done);
+        link.wake();
+        self.links.insert(peer.clone(), link);
+    }
+
+    /// Wakes the links to those whose copies clients wait for: they may take writes while the disk works.
+    fn wake_awaited(&mut self, shared: &Arc<Shared>) {
+        let awaited = lock(&shared.core).awaited_peers();
+        awaited.iter().for_each(|peer| self.wake(shared, peer));
+    }
+
+    /// The disk is done, and everything may be told. A link that found nothing meanwhile was told to wait for this.
+    fn release(&mut self, shared: &Arc<Shared>, senders: PeersWaiting) {
+        let wanted: Vec<Addr> = {
+            let core = lock(&shared.core);
+            shared.held.set(ALL_MAY);
+            self.links.keys().filter(|peer| core.wants(peer)).cloned().collect()
+        };
+        self.act(shared, now(shared.began, &shared.drill), senders);
+        wanted.iter().for_each(|peer| self.wake(shared, peer));
     }
 }
 
-fn link_done(shared: &Shared, peer: &Addr, fate: LinkDone) {
-    let mut inbox = lock(&shared.inbox);
+/// The driver, for a turn; `None` if none may begin: another waits for the disk, or has failed or panicked.
+fn begin(shared: &Shared) -> Option<MutexGuard<'_, Driver>> {
+    let driver = shared.driver.lock().ok()?;
+    (shared.held.is_free() && !shared.core.is_poisoned()).then_some(driver)
+}
+
+/// Takes a turn of one event, at once if that is any good; otherwise leaves it to the loop.
+pub(super) fn arrive(shared: &Arc<Shared>, incoming: Incoming) {
+    let at_once = shared.is_volatile || incoming.event.only_reads();
+    let left = if at_once { take_at_once(shared, incoming) } else { Some(incoming) };
+    if let Some(incoming) = left {
+        let mut inbox = lock(&shared.inbox);
+        // Whoever asks finds that nobody answers.
+        if !inbox.closed {
+            if let Source::Link(peer) = &incoming.source {
+                inbox.unheard.insert(peer.clone());
+            }
+            inbox.events.push(incoming);
+        }
+        drop(inbox);
+        shared.arrived.notify_one();
+    }
+}
+
+/// Gives the event back if no turn may begin.
+fn take_at_once(shared: &Arc<Shared>, incoming: Incoming) -> Option<Incoming> {
+    let _fallen = Fallen(shared);
+    let Some(mut driver) = begin(shared) else { return Some(incoming) };
+    match driver.handle(shared, std::iter::once(incoming), false) {
+        Err(error) => {
+            drop(driver);
+            fail(shared, &error.to_string());
+        }
+        Ok(handled) if handled.syncer.is_some() => {
+            // Rare: something that only reads has told of a new life, or the like.
+            lock(&shared.inbox).begun = Some(handled);
+            shared.arrived.notify_one();
+        }
+        Ok(handled) => {
+            driver.act(shared, handled.at, handled.senders);
+            if lock(&shared.core).tick_interval_ms() < driver.planned_ms {
+                shared.sooner.notify_one();
+            }
+        }
+    }
+    None
+}
+
+pub(super) async fn run(shared: Arc<Shared>) {
+    let _fallen = Fallen(&shared);
+    let mut last_tick = Instant::now();
+    let alarm = tokio::time::sleep_until(last_tick);
+    tokio::pin!(alarm);
+    loop {
+        let tick = tokio::select! {
+            () = shared.arrived.notified() => Some(false),
+            () = &mut alarm => Some(true),
+            () = shared.sooner.notified() => None,
+        };
+        if tick == Some(true) {
+            last_tick = Instant::now();
+        } else if tick == Some(false) {
+            // Whatever else has come by now belongs to the same turn, and to the same batches.
+            tokio::task::yield_now().await;
+        }
+        if let Some(tick) = tick
+            && let Err(error) = turn(&shared, tick).await
+        {
+            fail(&shared, &error.to_string());
+        }
+        if shared.held.has_failed() {
+            return;
+        }
+        let planned_ms = {
+            let mut driver = lock(&shared.driver);
+            driver.planned_ms = lock(&shared.core).tick_interval_ms();
+            driver.planned_ms
+        };
+        let due = last_tick + Duration::from_millis(planned_ms);
+        if alarm.deadline() != due {
+            alarm.as_mut().reset(due);
+        }
+    }
+}
+
+/// What has gathered; and first what another has begun and left for the disk.
+async fn turn(shared: &Arc<Shared>, tick: bool) -> Result<()> {
+    // Whoever begins a turn that must wait puts it there before letting go of the driver, and then nobody else begins one.
+    let begun = {
+        let _driver = lock(&shared.driver);
+        lock(&shared.inbox).begun.take()
+    };
+    if let Some(begun) = begun {
+        finish(shared, begun).await?;
+    }
+    let heard;
+    let waiting = {
+        let Some(mut driver) = begin(shared) else { return Ok(()) };
+        let events = std::mem::take(&mut lock(&shared.inbox).events);
+        heard = events.iter().filter_map(Incoming::link).cloned().collect::<Vec<Addr>>();
+        let handled = driver.handle(shared, events.into_iter(), tick)?;
+        lock(&shared.inbox).unheard.retain(|peer| !heard.contains(peer));
+        if handled.syncer.is_some() {
+            Some(handled)
+        } else {
+            driver.act(shared, handled.at, handled.senders);
+            None
+        }
+    };
+    if let Some(handled) = waiting {
+        finish(shared, handled).await?;
+    }
+    let mut driver = lock(&shared.driver);
+    heard.iter().for_each(|peer| driver.wake(shared, peer));
+    Ok(())
+}
+
+/// The rest of a turn that has something to sync.
+async fn finish(shared: &Arc<Shared>, handled: Handled) -> Result<()> {
+    let Handled { senders, syncer, urgent, .. } = handled;
+    let Some(syncer) = syncer else { return Ok(()) };
+    if !urgent {
+        lock(&shared.driver).wake_awaited(shared);
+    }
+    sync(shared, syncer).await?;
+    lock(&shared.driver).release(shared, senders);
+    Ok(())
+}
+
+async fn sync(shared: &Shared, syncer: Arc<dyn Syncer>) -> Result<()> {
+    let mark = lock(&shared.core).sync_mark();
+    let done = tokio::task::spawn_blocking(move || syncer.sync()).await;
+    done.map_err(|panic| StoreError::Io(panic.to_string()))??;
+    // For the next turn, which comes with a tick at the latest.
+    lock(&shared.inbox).events.push(Event::Synced(mark).into());
+    Ok(())
+}
+
+/// What a link that is idle carries next.
+pub(super) fn next_batch(shared: &Shared, peer: &Addr) -> Option<Batch> {
+    let _fallen = Fallen(shared);
+    if lock(&shared.inbox).unheard.contains(peer) {
+        return None;
+    }
+    let at = now(shared.began, &shared.drill);
+    let mut core = shared.core.lock().ok()?;
+    if shared.held.is_free() {
+        core.next_batch(at, peer)
+    } else if shared.held.lets_writes() && core.is_awaited(peer) {
+        core.next_writes(at, peer)
+    } else {
+        None
+    }
+}
+
+fn link_done(shared: &Arc<Shared>, peer: &Addr, fate: LinkDone) {
+    let told = |event| arrive(shared, Incoming { event, source: Source::Link(peer.clone()) });
     match fate {
-        LinkDone::Answered(batch) => inbox.events.push(Event::Batch(batch)),
-        LinkDone::Undelivered(batch) => inbox.events.push(Event::Undelivered { peer: peer.clone(), batch }),
+        LinkDone::Answered(batch) => told(Event::Batch(batch)),
+        LinkDone::Undelivered(batch) => told(Event::Undelivered { peer: peer.clone(), batch }),
         LinkDone::Lost { why } => debug!("a message to {peer} is lost: {why}"),
     }
-    inbox.idle.push(peer.clone());
-    drop(inbox);
-    shared.arrived.notify_one();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::{NodeHandle, tests::parts};
+    use crate::storage::memory::MemoryStore;
+
+    #[test]
+    fn a_failure_is_for_good() {
+        let held = Held::nothing();
+        held.set(WRITES_MAY);
+        assert!(held.lets_writes() && !held.fail() && held.has_failed());
+        held.set(ALL_MAY);
+        assert!(held.has_failed() && held.fail() && !held.is_free());
+    }
+
+    /// A link that asked while a turn waited for the disk was given nothing, and is not told again of what was there before.
+    #[tokio::test(flavor = "current_thread")]
+    async fn links_go_on_after_the_disk() {
+        let [me, other] = ["127.0.0.1:1", "127.0.0.1:2"].map(|addr| addr.parse::<Addr>().unwrap());
+        let view = vec![me.clone(), other.clone()];
+        let node = NodeHandle::start(parts(Box::new(MemoryStore::new()), &me, view)).unwrap();
+        let shared = &node.shared;
+        lock(&shared.inbox).unheard.insert(other.clone());
+        let mut turns = shared.turns.subscribe();
+        let wants = || node.look(|core| core.wants(&other));
+        let said = async { while !wants() && turns.changed().await.is_ok() {} };
+        tokio::time::timeout(Duration::from_secs(5), said).await.expect("it seeks the other");
+        shared.held.set(WRITES_MAY);
+        lock(&shared.inbox).unheard.clear();
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert!(wants(), "the link was given nothing");
+        lock(&shared.driver).release(shared, PeersWaiting::new());
+        // No tick comes in between.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!wants());
+    }
 }

@@ -10,7 +10,8 @@ use hyper::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::frames::Frames;
@@ -39,26 +40,33 @@ pub enum LinkDone {
     Lost { why: String },
 }
 
-/// A link to one peer. Dropping it ends it.
+/// A link to one peer, which carries one batch at a time. Dropping it ends it.
 pub struct Link {
-    outgoing: mpsc::Sender<Batch>,
+    woken: Arc<Notify>,
+    task: AbortHandle,
 }
 
 impl Link {
-    /// Starts a link that takes answers of up to `answer_bytes_max`; `done` is called with the fate of every batch, before the next is taken.
+    /// Starts a link that takes answers of up to `answer_bytes_max`. Whenever it is idle and woken it asks `next` for a batch: so a
+    /// batch carries what came while the one before was on its way. `done` is called with the fate of each before that.
     pub fn start(
         secret: auth::Secret,
         drill: Arc<Drill>,
         peer: Addr,
         answer_bytes_max: usize,
+        next: impl Fn(&Addr) -> Option<Batch> + Send + 'static,
         done: impl Fn(&Addr, LinkDone) + Send + 'static,
     ) -> Self {
-        let (outgoing, mut batches) = mpsc::channel(1);
+        let woken = Arc::new(Notify::new());
         let host = HeaderValue::from_str(peer.as_str()).ok();
-        let line = host.map(|host| Line { peer: peer.clone(), host, secret, answer_bytes_max, open: None });
-        tokio::spawn(async move {
-            let mut line = line;
-            while let Some(batch) = batches.recv().await {
+        let mut line = host.map(|host| Line { peer: peer.clone(), host, secret, answer_bytes_max, open: None });
+        let wake = woken.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                let Some(batch) = next(&peer) else {
+                    wake.notified().await;
+                    continue;
+                };
                 let fate = match &mut line {
                     Some(line) => along(&drill, &peer, line.post(batch)).await,
                     None => LinkDone::Lost { why: "its address can't stand in a header".into() },
@@ -66,13 +74,18 @@ impl Link {
                 done(&peer, fate);
             }
         });
-        Self { outgoing }
+        Self { woken, task: task.abort_handle() }
     }
 
-    /// Hands over a batch. The link must be idle.
-    pub fn send(&self, batch: Batch) {
-        let sent = self.outgoing.try_send(batch);
-        debug_assert!(sent.is_ok(), "one batch at a time");
+    /// There may be a batch to carry.
+    pub fn wake(&self) {
+        self.woken.notify_one();
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 

@@ -322,6 +322,10 @@ impl Store for DurableStore {
         Ok(self.facts.get(name.0)?.map(|bytes| bytes.to_vec()))
     }
 
+    fn outlives_process(&self) -> bool {
+        true
+    }
+
     fn set_fact(&mut self, name: Fact, value: Vec<u8>) {
         self.staged_facts.insert(name.0, value);
     }

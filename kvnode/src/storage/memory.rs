@@ -180,6 +180,11 @@ impl Store for MemoryStore {
         Ok(self.facts.get(&name).cloned())
     }
 
+    /// Only where crashes are modelled.
+    fn outlives_process(&self) -> bool {
+        self.unsynced.is_some()
+    }
+
     fn set_fact(&mut self, name: Fact, value: Vec<u8>) {
         let before = self.facts.insert(name, value);
         self.remember(|| Undo::Fact(name, before));

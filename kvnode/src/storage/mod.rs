@@ -159,6 +159,9 @@ pub trait Store: Send {
 
     fn fact(&self, name: Fact) -> Result<Option<Vec<u8>>>;
 
+    /// Whether a later life will ever read what is kept here. Facts that change with every write need not be set otherwise.
+    fn outlives_process(&self) -> bool;
+
     fn set_fact(&mut self, name: Fact, value: Vec<u8>);
 
     /// Up to `limit` versions of one slot, tombstones included, in key order, after `after`. Staged changes included.

@@ -7,14 +7,14 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Slots the key space is cut into. A slot is the unit that moves between shards.
 pub const SLOT_COUNT: u16 = 16_384;
 
 /// Where a node is reached: `HOST:PORT`, the host an IPv4 address, a bracketed IPv6 address or a DNS name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Addr(Arc<str>);
 
 /// The text was no `HOST:PORT`.
@@ -69,21 +69,35 @@ impl FromStr for Addr {
         if !digits || !port.parse::<u16>().is_ok_and(|p| p > 0) || !host_is_valid(host) {
             return Err(bad());
         }
-        Ok(Self(text.to_ascii_lowercase().into()))
+        let has_upper = text.bytes().any(|byte| byte.is_ascii_uppercase());
+        Ok(Self(if has_upper { text.to_ascii_lowercase().into() } else { text.into() }))
     }
 }
 
-impl TryFrom<String> for Addr {
-    type Error = BadAddr;
-
-    fn try_from(text: String) -> Result<Self, BadAddr> {
-        text.parse()
+impl Serialize for Addr {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 
-impl From<Addr> for String {
-    fn from(addr: Addr) -> Self {
-        addr.0.as_ref().to_owned()
+impl<'de> Deserialize<'de> for Addr {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(AddrVisitor)
+    }
+}
+
+/// Every batch names its sender: the text is looked at where it is.
+struct AddrVisitor;
+
+impl Visitor<'_> for AddrVisitor {
+    type Value = Addr;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HOST:PORT")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Addr, E> {
+        text.parse().map_err(E::custom)
     }
 }
 

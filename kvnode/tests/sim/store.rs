@@ -54,6 +54,10 @@ impl Store for Disk {
         self.lock().fact(name)
     }
 
+    fn outlives_process(&self) -> bool {
+        true
+    }
+
     fn set_fact(&mut self, name: Fact, value: Vec<u8>) {
         self.lock().set_fact(name, value);
     }

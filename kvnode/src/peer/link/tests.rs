@@ -25,12 +25,14 @@ async fn fate_at(peer: &TcpListener) -> (LinkDone, Duration) {
     let peer = peer.local_addr().unwrap().to_string().parse().unwrap();
     let (told, fate) = oneshot::channel();
     let told = std::sync::Mutex::new(Some(told));
-    let link = Link::start(auth::Secret::new(None), Arc::new(Drill::new(false)), peer, 1 << 20, move |_, done| {
+    let waiting = std::sync::Mutex::new(Some(batch()));
+    let next = move |_: &Addr| waiting.lock().unwrap().take();
+    let done = move |_: &Addr, fate| {
         let told = told.lock().unwrap().take().expect("one batch has one fate");
-        let _ = told.send(done);
-    });
+        let _ = told.send(fate);
+    };
     let begun = Instant::now();
-    link.send(batch());
+    let _link = Link::start(auth::Secret::new(None), Arc::new(Drill::new(false)), peer, 1 << 20, next, done);
     let fate = timeout(Duration::from_secs(20), fate).await.expect("every batch has a fate").unwrap();
     (fate, begun.elapsed())
 }
