@@ -426,6 +426,11 @@ fn nobody_waits_for_a_reshard() {
 }
 
 #[test]
+fn deletions_are_forgotten_as_fast_as_they_come() {
+    assert_eq!(scenarios::deletions_are_forgotten_as_fast_as_they_come(), Ok(()));
+}
+
+#[test]
 fn what_a_large_slot_depends_on_is_forgotten() {
     assert_eq!(scenarios::what_a_large_slot_depends_on_is_forgotten(), Ok(()));
 }

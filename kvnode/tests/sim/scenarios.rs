@@ -301,3 +301,29 @@ pub fn what_a_large_slot_depends_on_is_forgotten() -> Result<(), String> {
     }
     Ok(())
 }
+
+/// Tombstones of more deletions than a tick looks at when nothing is deleted: the sweep keeps up with them.
+pub fn deletions_are_forgotten_as_fast_as_they_come() -> Result<(), String> {
+    const TICKS: usize = 180;
+    const PER_TICK: usize = 600;
+    /// Few, so that what looking at a slot costs beside its versions does not count.
+    const SLOTS: u16 = 400;
+    let mut world = World::new(13, 1, 1, 1 << 20, None);
+    world.start(0);
+    assert!(world.run_until(5_000, World::all_ready));
+    let of_few_slots = (0..).map(|number| Key::from(format!("key-{number}"))).filter(|key| Slot::of(key).0 < SLOTS);
+    let keys: Vec<Key> = of_few_slots.take(TICKS * PER_TICK).collect();
+    let mut id = 1_000;
+    for of_tick in keys.chunks(PER_TICK) {
+        for op in [|key: &Key| put(key, "1"), |key: &Key| Op::Delete { key: key.clone() }] {
+            for key in of_tick {
+                id += 1;
+                world.request(0, id, op(key), Vec::new());
+            }
+            world.run_until(12, |_| false);
+        }
+    }
+    let kept = contents(&world, 0).len();
+    // What was deleted in the last second is not settled yet.
+    if kept > keys.len() / 2 { Err(format!("{kept} of {} tombstones are kept", keys.len())) } else { Ok(()) }
+}
