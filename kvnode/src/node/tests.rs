@@ -297,29 +297,42 @@ fn listening(
     (node, close)
 }
 
+/// Two replicas of one shard: one that syncs, one that has nothing to sync.
+struct Pair {
+    one: NodeHandle,
+    other: NodeHandle,
+    other_address: Addr,
+    _open: [watch::Sender<bool>; 2],
+}
+
+async fn pair(disk: &Arc<SlowDisk>) -> Pair {
+    let (one, other) = (
+        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(),
+    );
+    let view = [&one, &other].map(|listener| listener.local_addr().unwrap().to_string().parse::<Addr>().unwrap());
+    let other_address = view[1].clone();
+    let store = Box::new(SyncedStore(MemoryStore::new(), disk.clone()));
+    let (one, one_open) = listening(store, one, view.to_vec());
+    let (other, other_open) = listening(Box::new(MemoryStore::new()), other, view.to_vec());
+    ready(&one).await;
+    ready(&other).await;
+    Pair { one, other, other_address, _open: [one_open, other_open] }
+}
+
 /// A turn that was taken at once and then has something to sync after all tells nothing before: here of a peer's new life, which a
 /// batch without any message has told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turn_at_once_waits_for_the_disk_if_it_must() {
     let disk = Arc::new(SlowDisk::default());
     let _unstuck = Unstuck(disk.clone());
-    let (one, other) = (
-        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(),
-        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(),
-    );
-    let view: Vec<Addr> =
-        [&one, &other].map(|listener| listener.local_addr().unwrap().to_string().parse().unwrap()).to_vec();
-    let from = view[1].clone();
-    let (one, _open) = listening(Box::new(SyncedStore(MemoryStore::new(), disk.clone())), one, view.clone());
-    let (other, _other_open) = listening(Box::new(MemoryStore::new()), other, view);
-    ready(&one).await;
-    ready(&other).await;
+    let Pair { one, other_address: from, .. } = &pair(&disk).await;
 
     disk.set_stuck(true);
     let batch = Batch {
         cluster: None,
         version: crate::core::topology::TopologyVersion::default(),
-        from,
+        from: from.clone(),
         life: Incarnation(u64::MAX / 2),
         to_life: None,
         sent_ms: 1,
@@ -348,18 +361,7 @@ async fn a_turn_at_once_waits_for_the_disk_if_it_must() {
 async fn a_write_goes_to_the_others_while_it_waits_for_the_disk() {
     let disk = Arc::new(SlowDisk::default());
     let _unstuck = Unstuck(disk.clone());
-    let (one, other) = (
-        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(),
-        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(),
-    );
-    let view: Vec<Addr> =
-        [&one, &other].map(|listener| listener.local_addr().unwrap().to_string().parse().unwrap()).to_vec();
-    let other_address = view[1].clone();
-    let store = Box::new(SyncedStore(MemoryStore::new(), disk.clone()));
-    let (one, _open) = listening(store, one, view.clone());
-    let (other, _other_open) = listening(Box::new(MemoryStore::new()), other, view);
-    ready(&one).await;
-    ready(&other).await;
+    let Pair { one, other, other_address, .. } = &pair(&disk).await;
     let key: Key = "k".into();
     let put = |value: &'static str| {
         let (node, key) = (one.clone(), key.clone());
@@ -382,7 +384,7 @@ async fn a_write_goes_to_the_others_while_it_waits_for_the_disk() {
     };
     timeout(Duration::from_secs(5), arrived).await.expect("the other has it meanwhile");
     assert!(!put.is_finished(), "answered before it was synced");
-    let unheard = || lock(&one.shared.inbox).unheard.contains(&other_address);
+    let unheard = || lock(&one.shared.inbox).unheard.contains(other_address);
     let answered = async {
         while !unheard() {
             tokio::task::yield_now().await;

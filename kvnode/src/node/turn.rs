@@ -36,7 +36,7 @@ struct Fallen<'a>(&'a Shared);
 impl Drop for Fallen<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            fail(self.0, "the node's loop has panicked");
+            fail(self.0, "a turn has panicked");
         }
     }
 }
@@ -89,8 +89,6 @@ pub(super) struct Handled {
     senders: PeersWaiting,
     /// What has to be synced before anything of the turn is told.
     syncer: Option<Arc<dyn Syncer>>,
-    /// That is more than data: see [`Committed::urgent`].
-    urgent: bool,
 }
 
 /// What a turn needs beside the core. Locked before the core.
@@ -129,7 +127,7 @@ impl Driver {
             }
             Ok(_) => {}
         }
-        done.map(|(senders, committed)| Handled { at, senders, syncer, urgent: committed.urgent })
+        done.map(|(senders, _)| Handled { at, senders, syncer })
     }
 
     fn handle_all(
@@ -345,9 +343,9 @@ async fn turn(shared: &Arc<Shared>, tick: bool) -> Result<()> {
 
 /// The rest of a turn that has something to sync.
 async fn finish(shared: &Arc<Shared>, handled: Handled) -> Result<()> {
-    let Handled { senders, syncer, urgent, .. } = handled;
+    let Handled { senders, syncer, .. } = handled;
     let Some(syncer) = syncer else { return Ok(()) };
-    if !urgent {
+    if shared.held.lets_writes() {
         lock(&shared.driver).wake_awaited(shared);
     }
     sync(shared, syncer).await?;
@@ -393,8 +391,10 @@ fn link_done(shared: &Arc<Shared>, peer: &Addr, fate: LinkDone) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::request::Op;
     use crate::node::{NodeHandle, tests::parts};
     use crate::storage::memory::MemoryStore;
+    use crate::wire::ident::ShardId;
 
     #[test]
     fn a_failure_is_for_good() {
@@ -403,6 +403,25 @@ mod tests {
         assert!(held.lets_writes() && !held.fail() && held.has_failed());
         held.set(ALL_MAY);
         assert!(held.has_failed() && held.fail() && !held.is_free());
+    }
+
+    /// What a turn at once makes due before the next tick that the loop has planned does not wait for that.
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_loop_learns_that_it_has_to_tick_sooner() {
+        let me: Addr = "127.0.0.1:1".parse().unwrap();
+        let node = NodeHandle::start(parts(Box::new(MemoryStore::new()), &me, vec![me.clone()])).unwrap();
+        let shared = &node.shared;
+        let mut turns = shared.turns.subscribe();
+        turns.changed().await.unwrap();
+        tokio::task::yield_now().await;
+        lock(&shared.driver).planned_ms = u64::MAX;
+        let op = Op::KeyCount { shard: ShardId(1) };
+        arrive(shared, Event::Client { id: 0, op, tokens: Vec::new() }.into());
+        // No tick comes in between.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert_ne!(lock(&shared.driver).planned_ms, u64::MAX);
     }
 
     /// A link that asked while a turn waited for the disk was given nothing, and is not told again of what was there before.
