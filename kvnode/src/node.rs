@@ -382,4 +382,4 @@ fn fail(shared: &Shared, why: &str) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,11 +52,11 @@ pub async fn serve(listener: TcpListener, front: Arc<Front>, mut closing: watch:
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, source)) => {
                 trouble.is_over();
                 let caller = |permit| {
                     let (front, progress, closing) = (front.clone(), Progress::new(), closing.clone());
-                    Arc::new(Caller { front, progress, closing, _permit: permit })
+                    Arc::new(Caller { front, progress, source, closing, _permit: permit })
                 };
                 match connections.clone().try_acquire_owned() {
                     Ok(permit) => drop(tokio::spawn(connection(stream, caller(permit), true))),
@@ -77,10 +78,22 @@ pub async fn serve(listener: TcpListener, front: Arc<Front>, mut closing: watch:
 pub struct Caller {
     pub front: Arc<Front>,
     pub progress: Arc<Progress>,
+    /// Where it comes from.
+    pub source: SocketAddr,
     /// Turns true when the server closes.
     pub closing: watch::Receiver<bool>,
     /// Counts the connection, also after it was upgraded.
     _permit: OwnedSemaphorePermit,
+}
+
+#[cfg(test)]
+impl Caller {
+    /// One without a connection.
+    pub fn alone(front: Arc<Front>) -> Arc<Self> {
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("one is free");
+        let source = SocketAddr::from(([127, 0, 0, 1], 1));
+        Arc::new(Self { front, progress: Progress::new(), source, closing: watch::channel(false).1, _permit: permit })
+    }
 }
 
 /// Waits until the server is closing, also because whoever would say so is gone.
@@ -97,7 +110,7 @@ async fn connection(stream: TcpStream, caller: Arc<Caller>, keep_alive: bool) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         caller.progress.request_begins();
         let caller = caller.clone();
-        async move { Ok::<_, Infallible>(handle::answer(&caller, request).await) }
+        async move { Ok::<_, Infallible>(handle::answer(caller, request).await) }
     });
     let mut builder = http1::Builder::new();
     // hyper keeps room for its own default on the stack, and for any other number on the heap, for every request.

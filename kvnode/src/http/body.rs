@@ -11,16 +11,16 @@ use super::gate::Lease;
 use super::reply::Refusal;
 use crate::limits::Limits;
 
-/// Reads the body to its end. `max`: the bound on its bytes. What is read is counted in `lease`, which the caller keeps as long as
-/// it keeps the bytes.
-pub async fn read<E>(
-    body: impl Body<Data = Bytes, Error = E>,
+/// Reads the body to its end. `min`: bytes that it is known to have before any is read; `max`: the bound on its bytes. What is read
+/// is counted in `lease`, which the caller keeps as long as it keeps the bytes.
+pub async fn read(
+    body: impl Body<Data = Bytes>,
+    min: u64,
     max: usize,
     limits: &Limits,
     lease: &mut Lease,
 ) -> Result<Bytes, Refusal> {
-    // Whatever its length is said to be, it is at least that.
-    if body.size_hint().lower() > max as u64 {
+    if min > max as u64 {
         return Err(Refusal::BodyTooLarge { max });
     }
     let mut body = pin!(body);
@@ -107,7 +107,7 @@ mod tests {
     }
 
     async fn read_all(pieces: impl Stream<Item = Piece>, limits: &Limits, room: usize) -> Result<Bytes, Refusal> {
-        read(StreamBody::new(pieces), 30, limits, &mut Budget::new(room).lease()).await
+        read(StreamBody::new(pieces), 0, 30, limits, &mut Budget::new(room).lease()).await
     }
 
     async fn read_pieces(count: usize, room: usize) -> Result<Bytes, Refusal> {
@@ -124,7 +124,7 @@ mod tests {
         // Its length is told in advance: nothing of it is read.
         let mut lease = Budget::new(0).lease();
         let told = Full::new(Bytes::from(vec![0; 31]));
-        assert_eq!(read(told, 30, &Limits::default(), &mut lease).await, Err(Refusal::BodyTooLarge { max: 30 }));
+        assert_eq!(read(told, 31, 30, &Limits::default(), &mut lease).await, Err(Refusal::BodyTooLarge { max: 30 }));
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -15,14 +15,14 @@ pub struct Gate {
 
 /// One request in flight.
 #[derive(Debug)]
-pub struct Ticket<'a>(&'a Gate);
+pub struct Ticket(Arc<Gate>);
 
 impl Gate {
     /// `None` once the gate is closed.
-    pub fn enter(&self) -> Option<Ticket<'_>> {
+    pub fn enter(self: &Arc<Self>) -> Option<Ticket> {
         // Counted before the look at `closed`: whoever closes the gate then either sees this request or refuses it.
         self.in_flight.fetch_add(1, Ordering::SeqCst);
-        let ticket = Ticket(self);
+        let ticket = Ticket(self.clone());
         if self.is_closed() { None } else { Some(ticket) }
     }
 
@@ -46,7 +46,7 @@ impl Gate {
     }
 }
 
-impl Drop for Ticket<'_> {
+impl Drop for Ticket {
     fn drop(&mut self) {
         if self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.0.emptied.notify_waiters();
@@ -111,7 +111,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_closed_gate_empties() {
-        let gate = Gate::default();
+        let gate = Arc::new(Gate::default());
         let ticket = gate.enter().unwrap();
         gate.close();
         assert!(gate.enter().is_none());

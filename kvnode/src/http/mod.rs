@@ -1,14 +1,18 @@
 //! The HTTP front end: one port for clients, operators and the other nodes.
 //!
 //! A connection is hyper's own loop over a guarded socket ([`conn`]: time limits on silence, half headers and answers that
-//! nobody takes). What it hands over goes through plain code:
+//! nobody takes). What it hands over goes through a shell, [`handle`], which looks it up in the table of routes:
 //!
-//! [`accept`] → [`conn`] → [`handle`] → [`route`] (which request is it?) → [`body`] (read it, within bounds) →
-//! [`fields`], [`query`] (what does it say?) → the node → [`reply`] (every answer and every refusal is written there).
-//! Other nodes turn their connections into [`streams`] of batches.
+//! - [`accept`] → [`conn`] → [`handle`] → [`route`] (which request is it?) → [`filters`] (warp's: one file for each group of
+//!   routes: [`listing`], [`view`], [`shard`], [`status`], [`probes`], [`metrics`], [`drill`]) → the node → [`reply`] (every answer
+//!   and every refusal is written there).
+//! - Requests for one [`key`] go past the filters, because that is what nearly all requests are, and cost counts.
+//! - Other nodes turn their connections into [`streams`] of batches.
 //!
-//! No framework stands between: one with filters or extractors would know no header time-out, not decode paths as the
-//! contract does, and answer text where it refuses; nothing would be left of it but its cost.
+//! On the way [`body`] reads a body within its bounds, and [`fields`] and [`query`] find out what was said.
+//!
+//! The accept loop is not warp's: that has no time-out for headers, sends small pieces late (no `TCP_NODELAY`), and sleeps for a
+//! second where file handles run out.
 //!
 //! Decisions where the contract leaves room: HEAD is GET without the body; OPTIONS is a method that no path has (405). A
 //! field given twice in a body is refused (400), an unknown one is ignored. A `%` that starts no escape is refused. Bodies
@@ -27,14 +31,22 @@ mod body;
 mod conn;
 mod drill;
 mod fields;
+mod filters;
+#[doc(hidden)]
+pub mod fuzz;
 mod gate;
 mod handle;
-#[doc(hidden)]
-pub mod probe;
+mod key;
+mod listing;
+mod metrics;
+mod probes;
 mod query;
 mod reply;
 mod route;
+mod shard;
+mod status;
 mod streams;
+mod view;
 
 pub use gate::Gate;
 
@@ -45,17 +57,19 @@ const PEER_BODIES_HELD: usize = 4;
 pub struct Front {
     node: NodeHandle,
     limits: Limits,
-    gate: Gate,
+    gate: Arc<Gate>,
     /// Bodies of clients, both ways, and bodies of peers are counted apart, so that clients can't keep the nodes from talking.
     client_bodies: Arc<gate::Budget>,
     peer_bodies: Arc<gate::Budget>,
+    filters: filters::Root,
 }
 
 impl Front {
     pub fn new(node: NodeHandle, limits: Limits) -> Arc<Self> {
         let client_bodies = gate::Budget::new(limits.max_bodies);
         let peer_bodies = gate::Budget::new(limits.max_peer_body.saturating_mul(PEER_BODIES_HELD));
-        Arc::new(Self { node, limits, gate: Gate::default(), client_bodies, peer_bodies })
+        let filters = filters::root();
+        Arc::new(Self { node, limits, gate: Arc::default(), client_bodies, peer_bodies, filters })
     }
 
     pub fn gate(&self) -> &Gate {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::fields::METADATA_HEADER;
 use super::gate::Lease;
 use super::query;
+use super::route::{self, NoRoute};
 use crate::core::request::{Answer, Missing};
 use crate::node::NotReady;
 use crate::wire::ident::Dot;
@@ -43,7 +44,8 @@ impl AsRef<[u8]> for Leased {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     UnknownPath,
-    WrongMethod(&'static [Method]),
+    /// The methods that the path has.
+    WrongMethod(Vec<&'static Method>),
     BodyTooLarge {
         max: usize,
     },
@@ -73,6 +75,19 @@ pub enum Refusal {
     NoStream(String),
     /// A node that does not prove the cluster's secret.
     Unproven,
+    /// A fault of this program, told in its log.
+    Internal,
+}
+
+impl warp::reject::Reject for Refusal {}
+
+impl From<NoRoute> for Refusal {
+    fn from(none: NoRoute) -> Self {
+        match none {
+            NoRoute::Path => Self::UnknownPath,
+            NoRoute::Method(pattern) => Self::WrongMethod(route::methods_of(pattern).collect()),
+        }
+    }
 }
 
 impl From<NotReady> for Refusal {
@@ -193,12 +208,17 @@ impl Reply {
         self
     }
 
-    pub fn into_response(self) -> Response<Full<Bytes>> {
+    /// For the short path: the body as one piece.
+    pub fn into_full(self) -> Response<Full<Bytes>> {
+        self.into_response_of()
+    }
+
+    fn into_response_of<B: From<Bytes>>(self) -> Response<B> {
         let body = match self.lease {
             Some(lease) => Bytes::from_owner(Leased(self.body, lease)),
             None => Bytes::from(self.body),
         };
-        let mut response = Response::new(Full::new(body));
+        let mut response = Response::new(B::from(body));
         *response.status_mut() = self.status;
         if let Some(content_type) = self.content_type {
             response.headers_mut().insert(CONTENT_TYPE, content_type);
@@ -210,6 +230,12 @@ impl Reply {
     }
 }
 
+impl warp::Reply for Reply {
+    fn into_response(self) -> warp::reply::Response {
+        self.into_response_of()
+    }
+}
+
 impl Refusal {
     /// The one place where errors become statuses.
     pub fn reply(self) -> Reply {
@@ -217,7 +243,7 @@ impl Refusal {
         match self {
             Self::UnknownPath => Reply::error(StatusCode::NOT_FOUND, "No such path"),
             Self::WrongMethod(allowed) => {
-                let allow: Vec<&str> = allowed.iter().map(Method::as_str).collect();
+                let allow: Vec<&str> = allowed.into_iter().map(Method::as_str).collect();
                 let allow = HeaderValue::from_str(&allow.join(", ")).expect("method names are header text");
                 Reply::error(StatusCode::METHOD_NOT_ALLOWED, "The path does not have this method").with((ALLOW, allow))
             }
@@ -254,6 +280,9 @@ impl Refusal {
                 let error = format!("Nodes talk here: this one speaks {protocol}, and nothing else");
                 let protocol = HeaderValue::from_str(&protocol).expect("a name and a number are text");
                 Reply::error(StatusCode::UPGRADE_REQUIRED, &error).with((UPGRADE, protocol))
+            }
+            Self::Internal => {
+                Reply::error(StatusCode::INTERNAL_SERVER_ERROR, "This node can't answer that; its log says why")
             }
             Self::Unproven => Reply::error(StatusCode::FORBIDDEN, "This cluster's secret was not proven"),
         }

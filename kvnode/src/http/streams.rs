@@ -19,7 +19,7 @@ use crate::peer::frames::{Broken, Frames};
 use crate::peer::{auth, protocol};
 
 /// Answers a request for a stream, and serves the stream once the answer is out.
-pub fn open(caller: &Arc<Caller>, request: &mut Request<Incoming>) -> Result<Reply, Refusal> {
+pub fn open(caller: &Arc<Caller>, mut request: Request<Incoming>) -> Result<Reply, Refusal> {
     let protocol = protocol();
     let header = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or("");
     if header(UPGRADE.as_str()) != protocol {
@@ -28,7 +28,7 @@ pub fn open(caller: &Arc<Caller>, request: &mut Request<Incoming>) -> Result<Rep
     if !caller.front.node.secret().is_proven(protocol.as_bytes(), header(auth::HEADER)) {
         return Err(Refusal::Unproven);
     }
-    tokio::spawn(serve(hyper::upgrade::on(request), caller.clone()));
+    tokio::spawn(serve(hyper::upgrade::on(&mut request), caller.clone()));
     let protocol = HeaderValue::from_str(&protocol).expect("a name and a number are text");
     let reply = Reply::empty(StatusCode::SWITCHING_PROTOCOLS);
     Ok(reply.with((CONNECTION, HeaderValue::from_static("upgrade"))).with((UPGRADE, protocol)))

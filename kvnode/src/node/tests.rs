@@ -146,7 +146,7 @@ fn alone(store: Box<dyn Store>) -> NodeParts {
     parts(store, &me, vec![me.clone()])
 }
 
-pub(super) fn parts(store: Box<dyn Store>, me: &Addr, view: Vec<Addr>) -> NodeParts {
+pub(crate) fn parts(store: Box<dyn Store>, me: &Addr, view: Vec<Addr>) -> NodeParts {
     let settings = Settings {
         me: me.clone(),
         view,
@@ -175,7 +175,7 @@ pub(super) fn parts(store: Box<dyn Store>, me: &Addr, view: Vec<Addr>) -> NodePa
     }
 }
 
-async fn ready(node: &NodeHandle) {
+pub(crate) async fn ready(node: &NodeHandle) {
     let mut turns = node.shared.turns.subscribe();
     let formed = async { while node.ready().is_err() && turns.changed().await.is_ok() {} };
     timeout(Duration::from_secs(10), formed).await.expect("a node alone serves at once");

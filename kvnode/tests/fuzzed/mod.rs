@@ -38,7 +38,7 @@ pub fn token(input: &[u8]) {
 
 /// A path with its query, a metadata header and a body, on a line each.
 pub fn http_body(input: &[u8]) {
-    kvnode::http::probe::take_apart(input);
+    kvnode::http::fuzz::take_apart(input);
 }
 
 fn addr(last: u8) -> Addr {

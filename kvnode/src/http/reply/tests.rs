@@ -7,7 +7,7 @@ use crate::wire::ident::{Epoch, Incarnation, NodeId, Origin, ShardId};
 
 /// Status, causal metadata and `Retry-After`.
 fn seen(reply: Reply) -> (u16, Option<String>, Option<String>) {
-    let response = reply.into_response();
+    let response = reply.into_full();
     let header = |name: &str| response.headers().get(name).map(|v| v.to_str().unwrap().to_owned());
     assert_eq!(header("content-type").as_deref(), Some("application/json"));
     (response.status().as_u16(), header("x-causal-metadata"), header("retry-after"))
@@ -91,7 +91,7 @@ fn failures() {
 fn refusals() {
     let table = [
         (Refusal::UnknownPath, 404),
-        (Refusal::WrongMethod(&[Method::GET]), 405),
+        (Refusal::WrongMethod(vec![&Method::GET]), 405),
         (Refusal::BodyTooLarge { max: 9 }, 413),
         (Refusal::BodyStalled, 408),
         (Refusal::BodyBroken, 400),
@@ -114,6 +114,6 @@ fn refusals() {
         assert!(body["error"].is_string(), "{refusal:?}");
         assert_eq!(reply.status.as_u16(), status, "{refusal:?}");
     }
-    let allow = Refusal::WrongMethod(&[Method::GET, Method::HEAD]).reply().into_response();
+    let allow = Refusal::WrongMethod(vec![&Method::GET, &Method::HEAD]).reply().into_full();
     assert_eq!(allow.headers()["allow"], "GET, HEAD");
 }

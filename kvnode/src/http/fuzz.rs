@@ -1,25 +1,20 @@
-//! For fuzzing: takes a request apart as [`handle`](super::handle) and [`admin`](super::admin) do, without a node.
+//! For fuzzing: takes a request apart as the handlers do, without a node.
 
-use hyper::HeaderMap;
 use hyper::header::HeaderValue;
+use hyper::{HeaderMap, Method};
 
-use super::route::Route;
-use super::{admin, fields, query};
+use super::{admin, fields, query, route};
 
-/// `METHOD` is left out: a first line of path and query, a second of the metadata header, and the body.
+/// A first line of path and query, a second of the metadata header, and the body. Every method is tried.
 pub fn take_apart(input: &[u8]) {
     let mut parts = input.splitn(3, |&byte| byte == b'\n');
     let (target, header, body) = (parts.next(), parts.next(), parts.next().unwrap_or_default());
     let target = String::from_utf8_lossy(target.unwrap_or_default());
     let (path, asked) = target.split_once('?').unwrap_or((&target, ""));
-    if let Some(route) = Route::of(path) {
-        assert!(!route.methods().is_empty());
-        if let Route::Key(raw) | Route::ShardMembers(raw) | Route::KeyCount(raw) | Route::AddMember(raw) = route {
-            // Whatever is refused becomes an answer.
-            let _ = fields::decoded(raw).map_err(super::reply::Refusal::reply);
-            if let Ok(key) = fields::key(raw, 50) {
-                assert!(key.chars().count() <= 50);
-            }
+    for method in [Method::GET, Method::PUT, Method::DELETE, Method::POST] {
+        match route::look_up(&method, path) {
+            Ok(matched) => parameter(matched.parameter(path)),
+            Err(none) => assert!(super::reply::Refusal::from(none).reply().status.is_client_error()),
         }
     }
     let _ = query::list(asked).map_err(super::reply::Refusal::reply);
@@ -37,4 +32,12 @@ pub fn take_apart(input: &[u8]) {
         Err(refusal) => assert!(refusal.reply().status.is_client_error()),
     }
     admin::take_apart(body);
+}
+
+/// Whatever is refused becomes an answer.
+fn parameter(raw: &str) {
+    let _ = fields::decoded(raw).map_err(super::reply::Refusal::reply);
+    if let Ok(key) = fields::key(raw, 50) {
+        assert!(key.chars().count() <= 50);
+    }
 }
