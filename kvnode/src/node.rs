@@ -150,7 +150,8 @@ impl NodeHandle {
         tokens: Vec<String>,
         held: Option<Box<dyn Any + Send>>,
     ) -> Answer<String> {
-        if let Some(answer) = self.read(&op, &tokens) {
+        let at = self.now();
+        if let Some(answer) = self.read(at, &op, &tokens) {
             return answer;
         }
         let writes = matches!(op, Op::Put { .. } | Op::Delete { .. });
@@ -167,16 +168,19 @@ impl NodeHandle {
             inbox.clients.insert(id, Waiting { sender, _held: held });
             id
         };
-        arrive(&self.shared, Event::Client { id, op, tokens }.into());
+        arrive(&self.shared, Event::Client { id, op, tokens, arrived_ms: at.mono_ms }.into());
         answer.await.unwrap_or_else(|_| none())
     }
 
+    fn now(&self) -> Now {
+        now(self.shared.began, &self.shared.drill)
+    }
+
     /// The answer to a read that has to wait for nothing.
-    fn read(&self, op: &Op, tokens: &[String]) -> Option<Answer<String>> {
+    fn read(&self, at: Now, op: &Op, tokens: &[String]) -> Option<Answer<String>> {
         if !matches!(op, Op::Get { .. }) {
             return None;
         }
-        let at = now(self.shared.began, &self.shared.drill);
         // Where a turn has panicked, what the core holds may be half of it.
         let mut core = self.shared.core.lock().ok()?;
         if self.shared.held.is_free() { core.read(at, op, tokens) } else { None }

@@ -171,7 +171,7 @@ impl Shard {
     fn ask(&mut self, op: Op) -> Vec<Effect> {
         self.asked += 1;
         let tokens = self.context.iter().cloned().collect();
-        self.handle(0, Event::Client { id: self.asked, op, tokens })
+        self.handle(0, Event::Client { id: self.asked, op, tokens, arrived_ms: self.now.mono_ms })
     }
 
     fn get(&mut self) {

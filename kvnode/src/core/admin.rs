@@ -29,10 +29,11 @@ pub enum AdminOp {
         shard: ShardId,
         addr: Addr,
     },
-    /// `epoch`: only if the layout is still that one.
+    /// `epoch`: only if the layout is still that one. `at_once`: where another change has to be finished first, to be told so.
     Reshard {
         count: u32,
         epoch: Option<Epoch>,
+        at_once: bool,
     },
     Abort,
     /// The majority of the voters is lost for good: this node goes on alone and decides.
@@ -43,6 +44,8 @@ pub enum AdminOp {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdminAnswer {
     Decided(Outcome),
+    /// The node that it is about is in the view, and can't be reached.
+    Unreachable(Addr),
     /// Nobody decided in time; it may yet be decided. The text says why.
     Undecided(String),
     /// This node is in no cluster.
@@ -124,7 +127,7 @@ impl Core {
                 Proposal::Remove { addr: addr.clone(), dead }
             }
             AdminOp::AddMember { shard, addr } => Proposal::AddMember { shard: *shard, addr: addr.clone() },
-            AdminOp::Reshard { count, epoch } => {
+            AdminOp::Reshard { count, epoch, .. } => {
                 Proposal::Reshard { count: *count, epoch: *epoch, present: self.present() }
             }
             AdminOp::Abort | AdminOp::Recover => Proposal::Abort,
@@ -149,13 +152,15 @@ impl Core {
                 if waited < limit {
                     self.office.asked.push(asked);
                 } else {
-                    self.decided(asked.id, AdminAnswer::Decided(Outcome::Refused(Refusal::NoSuchReplica)));
+                    self.decided(asked.id, self.not_there(&asked.op));
                 }
                 continue;
             }
             let since_sent = asked.sent_ms.map_or(u64::MAX, |sent| now.saturating_sub(sent));
             match outcome {
-                Some(Outcome::Refused(refusal)) if refusal.passes_soon() && waited < TURN_MS => {
+                Some(Outcome::Refused(refusal))
+                    if refusal.passes_soon() && asked.op.takes_its_turn() && waited < TURN_MS =>
+                {
                     // An earlier change is being finished: this one's turn comes then.
                     if since_sent >= AGAIN_MS / 3 {
                         asked.request = self.next_request();
@@ -177,6 +182,14 @@ impl Core {
                     self.office.asked.push(asked);
                 }
             }
+        }
+    }
+
+    /// What whoever wants to add a member is told that nobody can reach.
+    fn not_there(&self, op: &AdminOp) -> AdminAnswer {
+        match op {
+            AdminOp::AddMember { addr, .. } if self.lists(addr) => AdminAnswer::Unreachable(addr.clone()),
+            _ => AdminAnswer::Decided(Outcome::Refused(Refusal::NoSuchReplica)),
         }
     }
 
@@ -208,6 +221,13 @@ impl Core {
             .map_err(|refusal| AdminAnswer::Decided(Outcome::Refused(refusal)))?;
         let warnings = super::topology::plan::warnings(&topology.layout, &target);
         Ok((topology.layout.clone(), target, warnings))
+    }
+}
+
+impl AdminOp {
+    /// Whether it waits for an earlier change to be finished.
+    fn takes_its_turn(&self) -> bool {
+        !matches!(self, Self::Reshard { at_once: true, .. })
     }
 }
 

@@ -52,7 +52,12 @@ impl Core {
         let (was, is) = (self.me, topology.node_at(&self.settings.me));
         let step = if was == is { step_between(was, before, &topology) } else { Step::Anew };
         if was.is_some() && is.is_none() {
-            self.say(Severity::Warn, "this node was removed from the cluster");
+            let text = if self.asks_to_join() {
+                "this node was removed from the cluster while it was away; it asks to be in the view again, with no shard"
+            } else {
+                "this node was removed from the cluster; started again it joins the view, with no shard"
+            };
+            self.say(Severity::Warn, text);
         }
         let new_generation =
             self.consensus.as_ref().is_some_and(|consensus| consensus.generation() < topology.version.generation);
@@ -123,6 +128,9 @@ impl Core {
         self.know_peers(&topology);
         self.me = topology.node_at(&self.settings.me);
         self.bearings = Bearings::of(&topology, self.me);
+        if self.topology.as_ref().map(|before| before.layout.epoch) != Some(topology.layout.epoch) {
+            self.flipped_ms = self.now.mono_ms;
+        }
         let wanted = |topology: &Topology| (topology.layout.epoch, topology.written_off().cloned());
         if self.topology.as_ref().map(wanted) != Some(wanted(&topology)) {
             self.wanted_since = topology.version;

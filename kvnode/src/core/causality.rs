@@ -163,14 +163,14 @@ impl Core {
         missing.iter().map(explain_one).collect()
     }
 
-    /// Replicas of this shard that are known to have a write, the writer first.
+    /// Replicas of this shard that are known to have a write, in the order in which they joined.
     fn holders(&self, origin: Origin, seq: u64) -> Vec<Addr> {
-        let Some(replica) = &self.replica else { return Vec::new() };
+        let (Some(replica), Some(topology)) = (&self.replica, &self.topology) else { return Vec::new() };
         let has = |node| {
             let writes_it = node == origin.node && self.newest_life(node) == Some(origin.incarnation);
             writes_it || self.valid_report(node).is_some_and(|report| report.applied.get(origin) >= seq)
         };
-        replica.others.iter().filter(|&&node| has(node)).filter_map(|&node| self.addr_of(node).cloned()).collect()
+        topology.addrs_as_joined(replica.others.iter().copied().filter(|&node| has(node)))
     }
 }
 

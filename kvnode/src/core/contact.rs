@@ -199,6 +199,9 @@ impl Core {
         if new_life {
             self.life_began(&from);
         }
+        if to_me && batch.version == self.version() && self.asks_to_join() {
+            self.known_by(&from);
+        }
         let member = self.topology.is_some();
         for message in batch.messages {
             let heard = match message {
@@ -386,7 +389,7 @@ impl Core {
         let Some(topology) = self.topology.as_ref().filter(|_| self.me.is_some()) else {
             let (view, shard_count) = (self.settings.view.clone(), self.settings.shard_count);
             let seek = Message::Seek { view, shard_count, birth: self.birth };
-            return if self.topology.is_none() || self.rejoins { vec![seek] } else { Vec::new() };
+            return if self.topology.is_none() || self.asks_to_join() { vec![seek] } else { Vec::new() };
         };
         let member = self.replica.as_ref().filter(|replica| replica.shard.is_some());
         let beat = Message::Beat {

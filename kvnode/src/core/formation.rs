@@ -82,7 +82,7 @@ impl Core {
         if let Some((by, _)) = self.peers.iter().find(|(_, peer)| peer.told_stranger && self.is_proven(peer)) {
             return Some(format!("waiting for the cluster that runs at {by} to list {}", self.settings.me));
         }
-        for (addr, peer) in &self.peers {
+        for (addr, peer) in self.peers_as_joined() {
             match &peer.seeks {
                 Some(Seeks { view, .. }) if view.iter().collect::<BTreeSet<_>>() != mine => {
                     return Some(format!("{addr} was started with another VIEW"));
@@ -161,12 +161,12 @@ impl Core {
             let (Some(addr), Some(peer)) = (self.addr_of(node), self.peer_of(node)) else { continue };
             match peer.stage {
                 _ if self.is_taken_for_empty(addr, peer) => empty += 1,
-                _ if !self.is_proven(peer) => away.push(addr.as_str()),
-                _ if others_have_data && self.is_cut_off(node) => away.push(addr.as_str()),
+                _ if !self.is_proven(peer) => away.push(node),
+                _ if others_have_data && self.is_cut_off(node) => away.push(node),
                 Some(Stage::Serving | Stage::Leaving) if peer.filled_us => filled += 1,
                 Some(Stage::Serving | Stage::Leaving) => return FillPlan::From(addr.clone()),
                 Some(Stage::Filling) => empty += 1,
-                None => away.push(addr.as_str()),
+                None => away.push(node),
             }
         }
         if filled > 0 && (away.is_empty() || !grace) {
@@ -181,6 +181,8 @@ impl Core {
                 FillPlan::Wait("waiting for its shard to start".into())
             };
         }
+        let away = self.topology.iter().flat_map(|topology| topology.addrs_as_joined(away.iter().copied()));
+        let away: Vec<String> = away.map(|addr| addr.to_string()).collect();
         FillPlan::Wait(format!("waiting for {} to fill this replica", away.join(", ")))
     }
 

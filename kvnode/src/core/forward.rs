@@ -2,13 +2,14 @@
 //!
 //! Rule: a write is handed to a second replica only if the first certainly did not get it: it was still queued here, nobody
 //! listened there, or the replica itself refused it. Otherwise the client is told that the outcome is unknown. Reads are
-//! free to try the next.
+//! free to try the next. All of it within the request's one deadline ([`super::deadline`]).
 
 use std::collections::BTreeMap;
 
 use super::Core;
 use super::causal::Context;
 use super::contact::Peer;
+use super::deadline::Span;
 use super::request::{Answer, Op};
 use super::serve::Requester;
 use super::settings::Mutant;
@@ -20,8 +21,6 @@ use crate::wire::peer::{Batch, Message, Stage};
 const NO_REPLICA_MS: u64 = 1_800;
 /// After so long those that refused a request are asked again.
 const TRY_AGAIN_MS: u64 = 100;
-/// Beyond the waits that a replica itself may take, the longest time for its answer.
-const ANSWER_MARGIN_MS: u64 = 500;
 
 /// Requests of this node's clients that other nodes answer.
 #[derive(Debug, Default)]
@@ -36,12 +35,11 @@ struct Open {
     shard: ShardId,
     op: Op,
     context: Context,
-    began_ms: u64,
+    span: Span,
     /// Replicas that were asked before and did not answer.
     tried: Vec<Addr>,
     /// Who is asked now; `None` while nobody can be.
     target: Option<Addr>,
-    target_since_ms: u64,
     tried_since_ms: u64,
 }
 
@@ -59,11 +57,23 @@ impl Open {
     fn is_write(&self) -> bool {
         matches!(self.op, Op::Put { .. } | Op::Delete { .. })
     }
+
+    /// Until when it looks for a replica. After that one might not have the time to act on it.
+    fn looks_until_ms(&self) -> u64 {
+        self.span.others_act_until_ms().min(self.span.arrived_ms() + NO_REPLICA_MS)
+    }
 }
 
 impl Core {
     /// Passes a request on.
-    pub(super) fn forward(&mut self, requester: Requester, shard: ShardId, op: Op, context: Context) -> Result<()> {
+    pub(super) fn forward(
+        &mut self,
+        requester: Requester,
+        shard: ShardId,
+        op: Op,
+        context: Context,
+        span: Span,
+    ) -> Result<()> {
         if let Requester::Peer(..) = requester {
             // Two nodes that disagree must not pass a request back and forth: the first one finds another.
             let reason = self.reason.clone();
@@ -75,17 +85,7 @@ impl Core {
             return Ok(());
         }
         let now = self.now.mono_ms;
-        let open = Open {
-            requester,
-            shard,
-            op,
-            context,
-            began_ms: now,
-            tried: Vec::new(),
-            target: None,
-            target_since_ms: now,
-            tried_since_ms: now,
-        };
+        let open = Open { requester, shard, op, context, span, tried: Vec::new(), target: None, tried_since_ms: now };
         self.hand_over(open);
         Ok(())
     }
@@ -101,7 +101,8 @@ impl Core {
         // A new number for every hand-over: the receiver acts on each number once.
         self.forwards.last_id += 1;
         let id = self.forwards.last_id;
-        let Some(target) = self.choose(&open) else {
+        let act_until_ms = open.span.others_act_until_ms();
+        let Some(target) = self.choose(&open).filter(|_| now < act_until_ms) else {
             self.forwards.open.insert(id, open);
             return;
         };
@@ -111,10 +112,10 @@ impl Core {
             return;
         }
         // The receiver's clock was there when its reading came, and has gone on since.
-        let until_ms = peer.echo_ms + now.saturating_sub(peer.echo_heard_ms) + self.forward_ms();
+        let until_ms = peer.echo_ms + now.saturating_sub(peer.echo_heard_ms) + (act_until_ms - now);
         let (shard, op, context) = (open.shard, open.op.clone(), open.context.clone());
         self.send(&target, Message::Forward { id, shard, op, context, until_ms });
-        (open.target, open.target_since_ms) = (Some(target), now);
+        open.target = Some(target);
         self.forwards.open.insert(id, open);
     }
 
@@ -138,11 +139,6 @@ impl Core {
         from.iter().chain(before).filter_map(|node| topology.nodes.get(node)).find(usable).cloned()
     }
 
-    /// How long a replica may act on a write that was passed on to it.
-    fn forward_ms(&self) -> u64 {
-        self.settings.causal_wait_ms + ANSWER_MARGIN_MS
-    }
-
     /// Another node passes a request on to this one.
     pub(super) fn forwarded(
         &mut self,
@@ -164,11 +160,16 @@ impl Core {
             self.answer(requester, Answer::Busy { what: format!("too much waits for {from}") });
             return Ok(());
         }
-        let late = matches!(op, Op::Put { .. } | Op::Delete { .. }) && self.now.mono_ms >= until_ms;
+        let span = Span::passed_on(&self.settings, until_ms);
+        let late = !reads && !span.may_act(self.now.mono_ms);
         if here && ours && self.is_serving() && !late {
-            return self.serve_until(requester, op, context, until_ms);
+            return self.serve(requester, op, context, span);
         }
-        let reason = if self.draining { "shutting down".to_owned() } else { self.reason.clone() };
+        let reason = match (self.draining, late) {
+            (true, _) => "shutting down".to_owned(),
+            (_, true) => "too late to act on it".to_owned(),
+            _ => self.reason.clone(),
+        };
         self.answer(requester, Answer::NotReady { reason });
         Ok(())
     }
@@ -198,7 +199,7 @@ impl Core {
         open.tried.extend(open.target.clone());
         // `try_next` forgets now and then whom it has tried: this must end all the same.
         let open = &self.forwards.open[&id];
-        self.now.mono_ms.saturating_sub(open.began_ms) < TRY_AGAIN_MS && self.choose(open).is_some()
+        self.now.mono_ms.saturating_sub(open.span.arrived_ms()) < TRY_AGAIN_MS && self.choose(open).is_some()
     }
 
     /// The current target certainly does not act on the request: on to the next.
@@ -241,8 +242,8 @@ impl Core {
             .is_some_and(|target| self.peers.get_mut(&target).is_some_and(|peer| peer.recall_forward(id)));
         let unknown = self.forwards.open.get(&id).is_some_and(|open| open.is_write() && !recalled);
         // Until its time is over the target may still act on it: told earlier, the client could be overtaken by its own write.
-        let since_ms = self.forwards.open.get(&id).map_or(0, |open| open.target_since_ms);
-        if unknown && !life_ended && self.now.mono_ms.saturating_sub(since_ms) < self.forward_ms() {
+        let acts_until_ms = self.forwards.open.get(&id).map_or(0, |open| open.span.others_act_until_ms());
+        if unknown && !life_ended && self.now.mono_ms < acts_until_ms {
             return;
         }
         if unknown && !self.settings.broken(Mutant::ForwardTwice) {
@@ -258,16 +259,17 @@ impl Core {
     pub(super) fn forward_step(&mut self) -> Result<()> {
         self.list_again()?;
         let now = self.now.mono_ms;
-        let answer_ms = self.settings.causal_wait_ms + self.settings.ack_wait_ms + ANSWER_MARGIN_MS;
         for id in self.forwards.open.keys().copied().collect::<Vec<u64>>() {
             let Some(open) = self.forwards.open.get(&id) else { continue };
-            if let Some(target) = &open.target {
-                let overdue = now.saturating_sub(open.target_since_ms) >= answer_ms;
+            let overdue = now >= open.span.deadline_ms();
+            if overdue && !open.is_write() {
+                self.end_without_replica(id);
+            } else if let Some(target) = &open.target {
                 let silent = self.peers.get(target).is_none_or(|peer| !self.answers_lately(peer));
                 if overdue || silent {
                     self.target_lost(id, false);
                 }
-            } else if now.saturating_sub(open.began_ms) >= NO_REPLICA_MS {
+            } else if now >= open.looks_until_ms() {
                 self.end_without_replica(id);
             } else {
                 self.look_again(id)?;
@@ -292,7 +294,7 @@ impl Core {
         }
         let Some(open) = self.forwards.open.remove(&id) else { return Ok(()) };
         if shard.is_some() {
-            return self.serve(open.requester, open.op, open.context);
+            return self.serve(open.requester, open.op, open.context, open.span);
         }
         self.answer(open.requester, Answer::NoSuchShard);
         Ok(())

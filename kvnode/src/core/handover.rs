@@ -11,7 +11,7 @@
 //! What fails without freezing: a write becomes stable while the copy is on its way, a client's context drops it, and after
 //! the flip the new owner shows the client an older state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -368,7 +368,8 @@ impl Core {
             let told = || self.peer_of(node).and_then(|peer| peer.progress.clone());
             own.or_else(told).map(|progress| *progress).unwrap_or_default()
         };
-        let waiting = |nodes: Vec<NodeId>, done: &dyn Fn(&Progress) -> bool, what: &str| -> Vec<String> {
+        // In the order in which they joined, as in all that is told.
+        let waiting = |nodes: BTreeSet<NodeId>, done: &dyn Fn(&Progress) -> bool, what: &str| -> Vec<String> {
             let not_yet = nodes.into_iter().filter(|&node| !done(&progress(node)));
             not_yet.map(|node| format!("{} {what}", name(node))).collect()
         };

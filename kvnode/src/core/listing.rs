@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::Core;
 use super::causal::{Context, Vector};
+use super::deadline::Span;
 use super::request::{Answer, Op};
 use super::serve::Requester;
 use crate::storage::Result;
@@ -31,13 +32,14 @@ pub(super) struct Listings {
     last_id: u64,
     open: BTreeMap<u64, Gather>,
     /// The layout has overtaken them.
-    overtaken: Vec<(Requester, Op, Context)>,
+    overtaken: Vec<(Requester, Op, Context, Span)>,
 }
 
 #[derive(Debug)]
 struct Gather {
     requester: Requester,
     op: Op,
+    span: Span,
     /// The client's own context.
     asked: Context,
     /// All pages must be of this layout.
@@ -49,7 +51,7 @@ struct Gather {
 
 impl Core {
     /// Asks every shard for a page.
-    pub(super) fn gather(&mut self, requester: Requester, op: Op, context: Context) -> Result<()> {
+    pub(super) fn gather(&mut self, requester: Requester, op: Op, context: Context, span: Span) -> Result<()> {
         let Op::List { limit, .. } = op else { return Ok(()) };
         let shards: Vec<ShardId> =
             self.topology.as_ref().map(|topology| topology.layout.shards.keys().copied().collect()).unwrap_or_default();
@@ -60,6 +62,7 @@ impl Core {
         let gather = Gather {
             requester,
             op: op.clone(),
+            span,
             asked: context.clone(),
             epoch,
             limit: limit as usize,
@@ -68,7 +71,7 @@ impl Core {
         };
         self.listings.open.insert(id, gather);
         for shard in shards {
-            self.ask_shard(Requester::Gather(id, shard), shard, op.clone(), context.clone())?;
+            self.ask_shard(Requester::Gather(id, shard), shard, op.clone(), context.clone(), span)?;
         }
         Ok(())
     }
@@ -80,7 +83,7 @@ impl Core {
         if moved || matches!(answer, Answer::NoSuchShard) {
             // The layout has changed on the way: a page of each would lack or double keys.
             if let Some(gather) = self.listings.open.remove(&id) {
-                self.listings.overtaken.push((gather.requester, gather.op, gather.asked));
+                self.listings.overtaken.push((gather.requester, gather.op, gather.asked, gather.span));
             }
             return;
         }
@@ -105,8 +108,8 @@ impl Core {
 
     /// Begins anew what the layout has overtaken.
     pub(super) fn list_again(&mut self) -> Result<()> {
-        for (requester, op, context) in std::mem::take(&mut self.listings.overtaken) {
-            self.gather(requester, op, context)?;
+        for (requester, op, context, span) in std::mem::take(&mut self.listings.overtaken) {
+            self.gather(requester, op, context, span)?;
         }
         Ok(())
     }

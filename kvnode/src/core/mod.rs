@@ -26,11 +26,13 @@ pub mod token;
 pub mod topology;
 
 mod adopt;
+mod arrival;
 mod causality;
 mod compare;
 mod consensus;
 mod contact;
 mod cursor;
+mod deadline;
 mod formation;
 mod forward;
 mod govern;
@@ -49,6 +51,7 @@ use crate::wire::ident::{Addr, Incarnation, NodeId, ShardId};
 use crate::wire::peer::{Batch, Message, Stable, Stage};
 
 use admin::{AdminAnswer, AdminOp};
+use arrival::Arrival;
 use causal::Vector;
 use compare::Uncovered;
 use consensus::Consensus;
@@ -80,8 +83,9 @@ pub struct Now {
 /// What happens to a core.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A client asks. `id` is the driver's, named again in [`Effect::Reply`]. `tokens`: its `causal-metadata`, 0 to 2.
-    Client { id: u64, op: Op, tokens: Vec<String> },
+    /// A client asks. `id` is the driver's, named again in [`Effect::Reply`]. `tokens`: its `causal-metadata`, 0 to 2. `arrived_ms`: when
+    /// all of it had arrived, on the driver's monotonic clock.
+    Client { id: u64, op: Op, tokens: Vec<String>, arrived_ms: u64 },
     /// An operator asks for a change. `id` is the driver's, named again in [`Effect::Decided`].
     Admin { id: u64, op: AdminOp },
     /// A batch from a peer.
@@ -212,8 +216,10 @@ pub struct Core {
     started_ms: u64,
     /// Whether this node has taken part in the formation of the cluster, and its replica has not been complete since.
     forms: bool,
-    /// Whether this life began outside of the view: then it asks to be in it.
-    rejoins: bool,
+    /// Whether this life asks to be in the view.
+    arrival: Arrival,
+    /// When this node took over the present layout.
+    flipped_ms: u64,
     losses_said: BTreeSet<crate::wire::ident::Origin>,
     draining: bool,
     room: Room,
@@ -287,7 +293,8 @@ impl Core {
             reason: "starting".into(),
             started_ms: now.mono_ms,
             forms: forms.unwrap_or(false),
-            rejoins: false,
+            arrival: Arrival::default(),
+            flipped_ms: 0,
             losses_said: BTreeSet::new(),
             draining: false,
             room: Room::Enough,
@@ -296,8 +303,8 @@ impl Core {
             settings,
         };
         if let Some(topology) = topology {
+            core.say_ghosts(&topology);
             core.take_place(topology);
-            core.rejoins = core.me.is_none();
             core.recover(fact);
             core.recover_consensus()?;
         }
@@ -335,7 +342,7 @@ impl Core {
     pub fn handle(&mut self, now: Now, event: Event) -> Result<()> {
         self.now = Now { mono_ms: self.now.mono_ms.max(now.mono_ms), wall_ms: now.wall_ms };
         match event {
-            Event::Client { id, op, tokens } => self.client(id, op, &tokens)?,
+            Event::Client { id, op, tokens, arrived_ms } => self.client(id, op, &tokens, arrived_ms)?,
             Event::Admin { id, op } => self.admin(id, op)?,
             Event::Batch(batch) => self.batch(batch)?,
             Event::Undelivered { peer, batch } => self.undelivered(&peer, batch),
@@ -453,6 +460,16 @@ impl Core {
             peer.is_none_or(|peer| !self.is_reachable(peer) || peer.cursor.held() >= replica.seq())
         };
         replica.others.iter().all(held) && self.waiting.is_empty() && self.forwards.is_empty()
+    }
+
+    /// An earlier release listed two spellings of one address as two nodes.
+    fn say_ghosts(&mut self, topology: &Topology) {
+        for ghost in topology.ghosts() {
+            let addr = &topology.nodes[&ghost];
+            let text =
+                format!("{addr} is listed twice, as two spellings of one address; DELETE /view of it once leaves one");
+            self.say(Severity::Warn, text);
+        }
     }
 
     fn say(&mut self, severity: Severity, text: impl Into<String>) {

@@ -1,7 +1,7 @@
 //! Requests at a replica of their shard: check the context, read or write, answer.
 //!
 //! A request whose dependencies are not here yet is *parked*: the replica asks for them and tries again after every change,
-//! until `causal_wait_ms` is over. An accepted write is answered once a majority of the shard's replicas hold it, or when
+//! until its time for that is over ([`super::deadline`]). An accepted write is answered once a majority of the shard's replicas hold it, or when
 //! there is nobody left to wait for, or when `ack_wait_ms` is over; it always says how many copies there were.
 
 use std::collections::VecDeque;
@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use super::causal::{Context, Vector};
 use super::causality::Check;
 use super::contact::Peer;
+use super::deadline::Span;
 use super::replica::Replica;
 use super::request::{Answer, Op};
 use super::settings::Mutant;
@@ -59,7 +60,7 @@ struct Parked {
     requester: Requester,
     op: Op,
     context: Context,
-    deadline_ms: u64,
+    span: Span,
 }
 
 #[derive(Debug)]
@@ -94,7 +95,8 @@ enum WriteDone {
 
 impl Core {
     /// A client's request arrives.
-    pub(super) fn client(&mut self, id: u64, op: Op, tokens: &[String]) -> Result<()> {
+    pub(super) fn client(&mut self, id: u64, op: Op, tokens: &[String], arrived_ms: u64) -> Result<()> {
+        let span = Span::of_client(&self.settings, arrived_ms.min(self.now.mono_ms));
         let requester = Requester::Client(id);
         let Some(seal) = &self.bearings.seal else {
             let reason = self.reason.clone();
@@ -116,7 +118,7 @@ impl Core {
             self.answer(requester, Answer::NotReady { reason });
             return Ok(());
         }
-        self.route(requester, op, context)
+        self.route(requester, op, context, span)
     }
 
     /// A read that can be answered from what is here, at once, without effects: most can. `None`: an [`super::Event::Client`]
@@ -144,12 +146,12 @@ impl Core {
     }
 
     /// Finds out who answers a request: this replica, another node, or several.
-    fn route(&mut self, requester: Requester, op: Op, context: Context) -> Result<()> {
+    fn route(&mut self, requester: Requester, op: Op, context: Context, span: Span) -> Result<()> {
         if let (Op::List { .. }, Requester::Client(_)) = (&op, &requester) {
-            return self.gather(requester, op, context);
+            return self.gather(requester, op, context, span);
         }
         match self.shard_for(&op, None) {
-            Some(shard) => self.ask_shard(requester, shard, op, context),
+            Some(shard) => self.ask_shard(requester, shard, op, context, span),
             None => {
                 self.answer(requester, Answer::NoSuchShard);
                 Ok(())
@@ -170,7 +172,7 @@ impl Core {
 
     /// The layout has changed: what waits here may be for others now.
     pub(super) fn reroute(&mut self) -> Result<()> {
-        for Parked { requester, op, context, .. } in std::mem::take(&mut self.waiting.parked) {
+        for Parked { requester, op, context, span } in std::mem::take(&mut self.waiting.parked) {
             if let Requester::Peer(..) = requester {
                 // Its sender has a time for it, and finds out who has the key now.
                 self.answer(requester, Answer::NotReady { reason: "the layout has changed".into() });
@@ -181,7 +183,7 @@ impl Core {
                 _ => self.replica.as_ref().and_then(|replica| replica.shard),
             };
             match self.shard_for(&op, asked) {
-                Some(shard) => self.ask_shard(requester, shard, op, context)?,
+                Some(shard) => self.ask_shard(requester, shard, op, context, span)?,
                 None => self.answer(requester, Answer::NoSuchShard),
             }
         }
@@ -189,28 +191,29 @@ impl Core {
     }
 
     /// Serves a request of one shard here, or passes it on.
-    pub(super) fn ask_shard(&mut self, requester: Requester, shard: ShardId, op: Op, context: Context) -> Result<()> {
+    pub(super) fn ask_shard(
+        &mut self,
+        requester: Requester,
+        shard: ShardId,
+        op: Op,
+        context: Context,
+        span: Span,
+    ) -> Result<()> {
         let here = self.replica.as_ref().is_some_and(|replica| replica.shard == Some(shard));
         if here && self.is_serving() {
-            self.serve(requester, op, context)
+            self.serve(requester, op, context, span)
         } else {
-            self.forward(requester, shard, op, context)
+            self.forward(requester, shard, op, context, span)
         }
     }
 
     /// Serves a request that is for this replica.
-    pub(super) fn serve(&mut self, requester: Requester, op: Op, context: Context) -> Result<()> {
-        self.serve_until(requester, op, context, u64::MAX)
-    }
-
-    /// The same for a request that may wait until a moment at most.
-    pub(super) fn serve_until(&mut self, requester: Requester, op: Op, context: Context, until_ms: u64) -> Result<()> {
+    pub(super) fn serve(&mut self, requester: Requester, op: Op, context: Context, span: Span) -> Result<()> {
         if self.waiting.len() >= self.settings.waiting_max {
             self.answer(requester, Answer::Busy { what: "too many requests wait at this replica".into() });
             return Ok(());
         }
-        let deadline_ms = (self.now.mono_ms + self.settings.causal_wait_ms).min(until_ms);
-        if let Some((parked, missing)) = self.try_serve(Parked { requester, op, context, deadline_ms })? {
+        if let Some((parked, missing)) = self.try_serve(Parked { requester, op, context, span })? {
             if missing.is_empty() {
                 // The client has seen a later layout: whoever hears from this node tells it.
                 self.beat_quiet();
@@ -240,11 +243,11 @@ impl Core {
             Check::Missing(_) => (Vector::new(), Vector::new(), Vec::new()),
         };
         self.say_losses(&lost);
-        let Parked { requester, op, .. } = request;
+        let Parked { requester, op, span, .. } = request;
         match op {
             Op::Get { key } => self.get(requester, &key, own, foreign)?,
-            Op::Put { key, value } => self.write(requester, key, Some(value), own, foreign)?,
-            Op::Delete { key } => self.write(requester, key, None, own, foreign)?,
+            Op::Put { key, value } => self.write(requester, key, Some(value), (own, foreign), span)?,
+            Op::Delete { key } => self.write(requester, key, None, (own, foreign), span)?,
             Op::List { prefix, after, limit } => self.list(requester, &prefix, after, limit, own, foreign)?,
             Op::KeyCount { .. } => {
                 let live = self.inventory.live_in(slots_in(&self.bearings.own_runs));
@@ -297,8 +300,8 @@ impl Core {
         requester: Requester,
         key: Key,
         value: Option<bytes::Bytes>,
-        own: Vector,
-        foreign: Vector,
+        (own, foreign): (Vector, Vector),
+        span: Span,
     ) -> Result<()> {
         let exists = self.store.head(Slot::of(&key), &key)?.is_some_and(|present| present.has_value);
         if value.is_none() && !exists {
@@ -312,7 +315,7 @@ impl Core {
         let dot = self.apply_own_write(key, value, own.clone(), foreign.clone())?;
         let mut seen = foreign;
         seen.raise(dot.origin, dot.seq);
-        let deadline_ms = self.now.mono_ms + self.settings.ack_wait_ms;
+        let deadline_ms = span.deadline_ms().min(self.now.mono_ms + self.settings.ack_wait_ms);
         self.waiting.unacknowledged.push_back(Unacknowledged { requester, dot, deadline_ms, done, own, seen });
         self.wake_mates();
         Ok(())
@@ -353,8 +356,7 @@ impl Core {
             return Ok(());
         }
         for parked in std::mem::take(&mut self.waiting.parked) {
-            let over = parked.deadline_ms <= self.now.mono_ms && matches!(parked.requester, Requester::Peer(..));
-            if over {
+            if !parked.span.may_act(self.now.mono_ms) {
                 self.waiting.parked.push(parked);
             } else if let Some((parked, _)) = self.try_serve(parked)? {
                 self.waiting.parked.push(parked);
@@ -376,7 +378,7 @@ impl Core {
                 },
                 _ => Vector::new(),
             };
-            if self.now.mono_ms < parked.deadline_ms && self.is_serving() {
+            if self.now.mono_ms < self.causal_until_ms(parked.span) && self.is_serving() {
                 all_missing.merge(&missing);
                 self.waiting.parked.push(parked);
             } else {

@@ -33,6 +33,29 @@ pub struct Settings {
     pub mutant: Option<Mutant>,
 }
 
+#[cfg(test)]
+impl Settings {
+    /// Of a node in memory that is alone.
+    pub(crate) fn alone(me: Addr) -> Self {
+        Self {
+            view: vec![me.clone()],
+            me,
+            form_without: Vec::new(),
+            shard_count: 1,
+            life: Incarnation(1),
+            entropy: [7; 48],
+            causal_wait_ms: 1_000,
+            ack_wait_ms: 500,
+            waiting_max: 100,
+            forwards_max: 100,
+            peer_queue_weight_max: 1 << 20,
+            log_weight_max: 1 << 20,
+            durable_at_commit: true,
+            mutant: None,
+        }
+    }
+}
+
 impl Settings {
     /// Whether the mechanism is broken on purpose. Always `false` in release builds.
     pub(crate) fn broken(&self, mutant: Mutant) -> bool {

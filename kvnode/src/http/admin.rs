@@ -92,6 +92,9 @@ pub fn refusal(answer: AdminAnswer) -> Refusal {
     let refused = match answer {
         AdminAnswer::Decided(Outcome::Refused(refused)) => refused,
         AdminAnswer::Decided(_) => return Refusal::NotReady("the request was decided otherwise".into()),
+        AdminAnswer::Unreachable(addr) => {
+            return Refusal::Conflict(format!("{addr} is in the view and can't be reached: start it, then add it"));
+        }
         AdminAnswer::Undecided(why) => return Refusal::NotReady(format!("Not decided: {why}")),
         AdminAnswer::NotReady(why) => return Refusal::NotReady(why),
     };

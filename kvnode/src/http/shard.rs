@@ -83,13 +83,16 @@ async fn reshard(asked: Asked, question: String, Counted(body, _lease): Counted)
         let (epoch, plan, warnings) = node.plan_reshard(count).map_err(refusal)?;
         return Ok(Reply::ok(&json!({ "epoch": epoch, "plan": plan, "warnings": warnings })));
     }
-    if let Outcome::Started { job, warnings } = decide(node, AdminOp::Reshard { count, epoch }).await? {
-        if query.no_wait {
-            let body = json!({ "job": job, "warnings": warnings });
-            return Ok(Reply::json(StatusCode::ACCEPTED, &body));
-        }
-        finish(node, job, serves).await?;
+    let Outcome::Started { job, warnings } =
+        decide(node, AdminOp::Reshard { count, epoch, at_once: query.no_wait }).await?
+    else {
+        return Ok(Reply::ok(&json!({ "result": "resharded", "unchanged": true })));
+    };
+    if query.no_wait {
+        let body = json!({ "job": job, "warnings": warnings });
+        return Ok(Reply::json(StatusCode::ACCEPTED, &body));
     }
+    finish(node, job, serves).await?;
     Ok(Reply::ok(&json!({ "result": "resharded" })))
 }
 

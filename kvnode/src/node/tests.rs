@@ -147,22 +147,7 @@ fn alone(store: Box<dyn Store>) -> NodeParts {
 }
 
 pub(crate) fn parts(store: Box<dyn Store>, me: &Addr, view: Vec<Addr>) -> NodeParts {
-    let settings = Settings {
-        me: me.clone(),
-        view,
-        form_without: Vec::new(),
-        shard_count: 1,
-        life: Incarnation(1),
-        entropy: [7; 48],
-        causal_wait_ms: 1_000,
-        ack_wait_ms: 500,
-        waiting_max: 100,
-        forwards_max: 100,
-        peer_queue_weight_max: 1 << 20,
-        log_weight_max: 1 << 20,
-        durable_at_commit: true,
-        mutant: None,
-    };
+    let settings = Settings { view, ..Settings::alone(me.clone()) };
     NodeParts {
         settings,
         store,
@@ -202,7 +187,7 @@ async fn nobody_reads_what_still_waits_for_the_disk() {
         move || disk.await_sync()
     });
     assert!(waits.await.unwrap(), "a put waits for the disk");
-    let early = node.read(&get(), &[]);
+    let early = node.read(node.now(), &get(), &[]);
     assert_eq!(early, None, "told before it was synced");
     assert!(!put.is_finished());
 
@@ -252,7 +237,7 @@ async fn a_panic_in_a_turn_at_once_ends_the_node() {
     });
     assert!(timeout(limit, asked).await.unwrap().is_err_and(|error| error.is_panic()), "taken by who asks");
     assert!(!timeout(limit, node.failed()).await.expect("it says so").is_empty());
-    assert_eq!(node.read(&Op::Get { key: "k".into() }, &[]), None, "half a turn is shown to nobody");
+    assert_eq!(node.read(node.now(), &Op::Get { key: "k".into() }, &[]), None, "half a turn is shown to nobody");
     // Also once the engine works again.
     lock(&disk.state).breaks = Breaks::No;
     node.shared.arrived.notify_one();
@@ -349,7 +334,7 @@ async fn a_turn_at_once_waits_for_the_disk_if_it_must() {
         move || disk.await_sync()
     });
     assert!(waits.await.unwrap(), "what was learned waits for the disk");
-    assert_eq!(one.read(&Op::Get { key: "k".into() }, &[]), None, "and holds back what else is there");
+    assert_eq!(one.read(one.now(), &Op::Get { key: "k".into() }, &[]), None, "and holds back what else is there");
     assert!(!answer.is_finished());
     disk.set_stuck(false);
     let answer = timeout(Duration::from_secs(5), answer).await.expect("it is answered then").unwrap();
@@ -378,7 +363,7 @@ async fn a_write_goes_to_the_others_while_it_waits_for_the_disk() {
     let mut turns = other.shared.turns.subscribe();
     let get = Op::Get { key: key.clone() };
     let arrived = async {
-        while !matches!(other.read(&get, &[]), Some(Answer::Found { value, .. }) if &*value == b"2") {
+        while !matches!(other.read(other.now(), &get, &[]), Some(Answer::Found { value, .. }) if &*value == b"2") {
             turns.changed().await.unwrap();
         }
     };

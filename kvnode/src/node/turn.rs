@@ -416,7 +416,7 @@ mod tests {
         tokio::task::yield_now().await;
         lock(&shared.driver).planned_ms = u64::MAX;
         let op = Op::KeyCount { shard: ShardId(1) };
-        arrive(shared, Event::Client { id: 0, op, tokens: Vec::new() }.into());
+        arrive(shared, Event::Client { id: 0, op, tokens: Vec::new(), arrived_ms: 0 }.into());
         // No tick comes in between.
         for _ in 0..10 {
             tokio::task::yield_now().await;

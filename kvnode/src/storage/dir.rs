@@ -25,7 +25,8 @@ impl DataDir {
         match fs::read_to_string(&owner_path) {
             // A loss of power, or a full disk, when it was first started.
             Ok(owner) if owner.is_empty() => {}
-            Ok(owner) if owner.trim() != addr.as_str() => {
+            // By canonical form: an earlier release wrote the address as it was spelled.
+            Ok(owner) if owner.trim().parse::<Addr>().as_ref() != Ok(addr) => {
                 return Err(bad(format!(
                     "holds the data of {}, not of {addr}; a good value is this node's own directory",
                     owner.trim()
@@ -71,6 +72,9 @@ mod tests {
         assert!(DataDir::open(&path, &alice).unwrap_err().contains("in use"), "a second owner at the same time");
         drop(held);
         assert!(DataDir::open(&path, &bob).unwrap_err().contains("10.10.0.2:8090"), "another node's");
+        DataDir::open(&path, &alice).unwrap();
+        // Another spelling of the same address, as an earlier release wrote it.
+        fs::write(path.join("node"), "[::FFFF:10.10.0.2]:08090").unwrap();
         DataDir::open(&path, &alice).unwrap();
         // Power or room was lost when the file was written.
         fs::write(path.join("node"), "").unwrap();

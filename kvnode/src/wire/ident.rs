@@ -3,7 +3,9 @@
 //! All of them are newtypes, so that a slot can't be passed where a shard is meant. They are `Ord` because the core
 //! keeps its state in ordered maps: the same events always produce the same effects.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -13,7 +15,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Slots the key space is cut into. A slot is the unit that moves between shards.
 pub const SLOT_COUNT: u16 = 16_384;
 
-/// Where a node is reached: `HOST:PORT`, the host an IPv4 address, a bracketed IPv6 address or a DNS name.
+/// Where a node is reached: `HOST:PORT`, the host an IPv4 address, a bracketed IPv6 address or a DNS name. It is in its canonical form, so
+/// that two of them are equal if they are spellings of one address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Addr(Arc<str>);
 
@@ -30,7 +33,7 @@ impl fmt::Display for BadAddr {
 impl std::error::Error for BadAddr {}
 
 impl Addr {
-    /// The text as given.
+    /// The canonical text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -42,13 +45,17 @@ impl Addr {
     }
 }
 
-fn host_is_valid(host: &str) -> bool {
+/// A host's one spelling; `None` if it is none. An IPv4 address in IPv6's clothes is the IPv4 address.
+fn canonical_host(host: &str) -> Option<Cow<'_, str>> {
     if let Some(inner) = host.strip_prefix('[') {
-        return inner.strip_suffix(']').is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok());
+        let ip: Ipv6Addr = inner.strip_suffix(']')?.parse().ok()?;
+        return Some(ip.to_ipv4_mapped().map_or_else(|| format!("[{ip}]"), |ip| ip.to_string()).into());
     }
     if host.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
-        return host.parse::<std::net::Ipv4Addr>().is_ok();
+        // Its parser takes one spelling only.
+        return host.parse::<Ipv4Addr>().is_ok().then_some(host.into());
     }
+    let name = host.strip_suffix('.').unwrap_or(host);
     let label_is_valid = |label: &str| {
         !label.is_empty()
             && label.len() <= 63
@@ -56,21 +63,26 @@ fn host_is_valid(host: &str) -> bool {
             && !label.ends_with('-')
             && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
-    host.len() <= 253 && host.split('.').all(label_is_valid)
+    if name.len() > 253 || !name.split('.').all(label_is_valid) {
+        return None;
+    }
+    let has_upper = name.bytes().any(|byte| byte.is_ascii_uppercase());
+    Some(if has_upper { name.to_ascii_lowercase().into() } else { name.into() })
 }
 
 impl FromStr for Addr {
     type Err = BadAddr;
 
+    /// Makes the canonical form: two spellings of one address are one node.
     fn from_str(text: &str) -> Result<Self, BadAddr> {
         let bad = || BadAddr(text.chars().take(100).collect());
         let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
         let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
-        if !digits || !port.parse::<u16>().is_ok_and(|p| p > 0) || !host_is_valid(host) {
-            return Err(bad());
-        }
-        let has_upper = text.bytes().any(|byte| byte.is_ascii_uppercase());
-        Ok(Self(if has_upper { text.to_ascii_lowercase().into() } else { text.into() }))
+        let number = port.parse::<u16>().ok().filter(|&number| digits && number > 0).ok_or_else(bad)?;
+        let canonical = canonical_host(host).ok_or_else(bad)?;
+        // Every batch names its sender, nearly always in this form.
+        let is_canonical = canonical == host && !port.starts_with('0');
+        Ok(Self(if is_canonical { text.into() } else { format!("{canonical}:{number}").into() }))
     }
 }
 
@@ -206,15 +218,45 @@ mod tests {
         for good in ["10.10.0.2:8090", "[::1]:8090", "kv-1.example.org:1", "localhost:65535", "a_b:80"] {
             assert_eq!(good.parse::<Addr>().unwrap().as_str(), good);
         }
-        assert_eq!("Alice:8090".parse::<Addr>().unwrap().as_str(), "alice:8090");
         assert_eq!("[::1]:8090".parse::<Addr>().unwrap().port(), 8090);
+    }
+
+    #[test]
+    fn spellings_of_one_address_are_one() {
+        for (spelled, canonical) in [
+            ("Alice:8090", "alice:8090"),
+            ("alice.example.:8090", "alice.example:8090"),
+            ("10.10.0.2:08090", "10.10.0.2:8090"),
+            ("[0:0:0:0:0:0:0:1]:8090", "[::1]:8090"),
+            ("[FE80::0001]:8090", "[fe80::1]:8090"),
+            ("[::ffff:127.0.0.1]:8090", "127.0.0.1:8090"),
+            ("[::ffff:7f00:1]:8090", "127.0.0.1:8090"),
+        ] {
+            let addr: Addr = spelled.parse().unwrap();
+            assert_eq!(addr.as_str(), canonical);
+            // What comes from a peer, or was stored by an earlier release, as well.
+            let told = postcard::to_stdvec(spelled).unwrap();
+            assert_eq!(postcard::from_bytes::<Addr>(&told), Ok(addr), "{spelled}");
+        }
     }
 
     #[test]
     fn addresses_that_are_none() {
         let bad = ["", ":", "10.10.0.2", "10.10.0.2:", "10.10.0.2:0", "10.10.0.2:65536", "10.10.0.2:+80", "10.10.0:80"];
-        let worse =
-            ["10.10.0.300:80", "::1:80", "[::1:80", "[zz]:80", "a b:80", "-a:80", "a..b:80", "é:80", "http://a:80"];
+        let worse = [
+            "10.10.0.300:80",
+            "010.10.0.2:80",
+            ".:80",
+            "a..:80",
+            "::1:80",
+            "[::1:80",
+            "[zz]:80",
+            "a b:80",
+            "-a:80",
+            "a..b:80",
+            "é:80",
+            "http://a:80",
+        ];
         for text in bad.iter().chain(&worse) {
             assert!(text.parse::<Addr>().is_err(), "{text}");
         }

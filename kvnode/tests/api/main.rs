@@ -5,6 +5,7 @@ mod causal;
 mod chains;
 mod failures;
 mod http;
+mod joined;
 mod keys;
 mod races;
 mod restarts;

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use crate::http::{Answer, Body};
 use crate::support::{Cluster, block, poll, strings, within};
 
-const THREE_SECONDS: Duration = Duration::from_secs(3);
+pub const THREE_SECONDS: Duration = Duration::from_secs(3);
 const NOT_ENOUGH: &str = "Not enough nodes to provide fault tolerance with requested shard count";
 
 /// Numbered keys, spread over all nodes, and the context of the last write.
 #[track_caller]
-fn fill(c: &Cluster, nodes: &[usize], keys: usize) -> String {
+pub fn fill(c: &Cluster, nodes: &[usize], keys: usize) -> String {
     let mut token = String::new();
     for i in 0..keys {
         token = c.put(nodes[i % nodes.len()], &format!("k{i}"), &i.to_string(), &token).expect(201).token();
@@ -43,36 +43,36 @@ fn counted(c: &Cluster, nodes: &[usize], keys: u64) {
 }
 
 #[track_caller]
-fn shards(c: &Cluster, node: usize) -> Vec<String> {
+pub fn shards(c: &Cluster, node: usize) -> Vec<String> {
     strings(&c.get(node, "/shard/ids").expect(200).json()["shard-ids"])
 }
 
 #[track_caller]
-fn members(c: &Cluster, node: usize, shard: &str) -> Vec<String> {
+pub fn members(c: &Cluster, node: usize, shard: &str) -> Vec<String> {
     strings(&c.get(node, &format!("/shard/members/{shard}")).expect(200).json()["shard-members"])
 }
 
-fn address(name: &str) -> String {
+pub fn address(name: &str) -> String {
     json!({ "socket-address": name }).to_string()
 }
 
 #[track_caller]
-fn add(c: &Cluster, at: usize, name: &str) -> Answer {
+pub fn add(c: &Cluster, at: usize, name: &str) -> Answer {
     c.send(at, "PUT", "/view", &address(name))
 }
 
 #[track_caller]
-fn remove(c: &Cluster, at: usize, name: &str) -> Answer {
+pub fn remove(c: &Cluster, at: usize, name: &str) -> Answer {
     c.send(at, "DELETE", "/view", &address(name))
 }
 
 #[track_caller]
-fn reshard(c: &Cluster, at: usize, count: u64) -> Answer {
+pub fn reshard(c: &Cluster, at: usize, count: u64) -> Answer {
     c.send(at, "PUT", "/shard/reshard", &json!({ "shard-count": count }).to_string())
 }
 
 /// Six nodes that serve, and the address of a seventh that does not run and that nobody names.
-fn six_of_seven(environment: &[(&str, &str)]) -> Cluster {
+pub fn six_of_seven(environment: &[(&str, &str)]) -> Cluster {
     let mut c = Cluster::planned(7, 2, environment);
     let six: Vec<String> = (0..6).map(|n| c.name(n)).collect();
     for node in 0..6 {
@@ -82,8 +82,8 @@ fn six_of_seven(environment: &[(&str, &str)]) -> Cluster {
     c
 }
 
-const SIX: [usize; 6] = [0, 1, 2, 3, 4, 5];
-const SEVEN: [usize; 7] = [0, 1, 2, 3, 4, 5, 6];
+pub const SIX: [usize; 6] = [0, 1, 2, 3, 4, 5];
+pub const SEVEN: [usize; 7] = [0, 1, 2, 3, 4, 5, 6];
 
 #[test]
 fn a_seventh_that_names_all_joins_by_itself() {
@@ -130,6 +130,10 @@ fn an_added_member_gets_its_shards_keys_and_serves() {
     assert_eq!(join(0, "s3", &c.name(0)).expect_error(404), "Shard ID not found");
     join(3, "s2", &c.name(0)).expect_error(409);
     add(&c, 0, &seventh).expect_result(201, "added");
+    // It is in the view for who adds it again, and so it is for who gives it a shard.
+    add(&c, 0, &seventh).expect_result(200, "already present");
+    let reason = join(0, "s1", &seventh).expect_error(409);
+    assert!(reason.contains(&seventh) && reason.contains("can't be reached"), "{reason}");
     c.run(6, &[]);
     c.wait_view(&SEVEN, THREE_SECONDS);
     let join =
@@ -190,6 +194,8 @@ fn shard_counts_without_fault_tolerance_are_refused() {
         assert_eq!(reshard(&c, 2, count).expect_error(400), NOT_ENOUGH, "{count}");
     }
     assert_eq!(shards(&c, 2), ["s1", "s2"]);
+    let same = reshard(&c, 2, 2).expect_result(200, "resharded").json();
+    assert_eq!(same["unchanged"], true, "{same}");
     readable(&c, &[0, 4], 10, &token);
 }
 

@@ -73,7 +73,7 @@ fn serving_core() -> Core {
     }
     for number in 0..3 {
         let op = Op::Put { key: format!("key-{number}").as_str().into(), value: Bytes::from_static(b"1") };
-        turn(&mut core, now_ms, Event::Client { id: number, op, tokens: Vec::new() });
+        turn(&mut core, now_ms, Event::Client { id: number, op, tokens: Vec::new(), arrived_ms: now_ms });
     }
     core
 }
@@ -111,7 +111,7 @@ pub fn peer_message(mut input: &[u8]) {
         turn(&mut core, now_ms + 25, Event::Tick);
     }
     let op = Op::Get { key: "key-0".into() };
-    turn(&mut core, now_ms + 50, Event::Client { id: 100, op, tokens: Vec::new() });
+    turn(&mut core, now_ms + 50, Event::Client { id: 100, op, tokens: Vec::new(), arrived_ms: now_ms + 50 });
     for late in 1..4 {
         turn(&mut core, now_ms + late * 1_000, Event::Tick);
     }

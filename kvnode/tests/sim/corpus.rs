@@ -94,6 +94,6 @@ fn talk(world: &mut World) {
     assert!(world.run_until(8_000, World::all_ready));
     world.start(6);
     world.run_until(3_000, |_| false);
-    world.admin(3, 1, AdminOp::Reshard { count: 3, epoch: None });
+    world.admin(3, 1, AdminOp::Reshard { count: 3, epoch: None, at_once: false });
     world.run_until(6_000, |_| false);
 }

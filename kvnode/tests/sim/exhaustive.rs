@@ -210,7 +210,7 @@ impl Small {
         self.clients[client].next += 1;
         self.clients[client].open = Some(id);
         let what = format!("{id} {tokens:?}");
-        self.event(node, Event::Client { id, op, tokens }, what.as_bytes());
+        self.event(node, Event::Client { id, op, tokens, arrived_ms: self.now_ms }, what.as_bytes());
         self.turn_end(node);
     }
 

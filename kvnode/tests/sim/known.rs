@@ -279,7 +279,7 @@ fn interrupted_reshard(mutant: Option<Mutant>, until_epoch: u32) -> Verdict {
         done(ask(&mut world, id as usize % 6, id, put(key, "1"), None))?;
     }
     world.run_until(1_000, |_| false);
-    world.admin(0, 1, AdminOp::Reshard { count: 3, epoch: None });
+    world.admin(0, 1, AdminOp::Reshard { count: 3, epoch: None, at_once: false });
     let begun = |world: &World| match world.topology().map(|topology| &topology.transition) {
         Some(Transition::Copying { .. }) => until_epoch == 1,
         Some(Transition::Settling { .. }) => true,
@@ -405,6 +405,11 @@ fn an_ambiguous_write(mutant: Option<Mutant>) -> Verdict {
         let context = context_of(ask_beside(&mut world, other, 2, get(&key)))?;
         let newer = Op::Put { key: key.clone(), value: "2".into() };
         world.request(other, 3, newer, vec![context]);
+        world.run_until(1_000, |world| world.answers.iter().any(|(id, _)| *id == 3));
+        // Its sender learns soon that the replica will not answer: there is time enough to ask another.
+        world.kill(target);
+        world.weather.clear();
+        world.start(target);
         world.run_until(6_000, |world| world.answers.iter().any(|(id, _)| *id == 1));
         let first = world.answers.iter().find(|(id, _)| *id == 1).and_then(|(_, answer)| answer.clone());
         unknown += u32::from(matches!(first, Some(Answer::OutcomeUnknown)));

@@ -7,7 +7,9 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+mod arrivals;
 mod corpus;
+mod deadlines;
 mod exhaustive;
 mod growth;
 mod known;
@@ -32,6 +34,29 @@ use crate::schedule::Load;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn who_does_not_wait_is_told_at_once_what_runs() {
+    assert_eq!(operators::who_does_not_wait_is_told_at_once_what_runs(), Ok(()));
+}
+
+#[test]
+fn a_removal_while_a_node_is_down_is_over_when_it_is_started_again() {
+    assert_eq!(arrivals::who_is_removed_while_it_is_down_joins_when_it_is_started_again(), Ok(()));
+    assert_eq!(arrivals::who_is_killed_right_after_its_removal_joins_when_it_is_started_again(), Ok(()));
+}
+
+#[test]
+fn a_removal_while_a_node_runs_holds_until_it_is_started_again() {
+    assert_eq!(arrivals::who_is_removed_while_it_runs_stays_outside_until_it_is_started_again(), Ok(()));
+    assert_eq!(arrivals::who_is_cut_off_and_removed_stays_outside_when_it_is_heard_again(), Ok(()));
+}
+
+#[test]
+fn waits_do_not_add_up() {
+    assert_eq!(deadlines::silences_do_not_add_up(), Ok(()));
+    assert_eq!(deadlines::the_wait_for_dependencies_counts_from_the_arrival(), Ok(()));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::scenarios::ask;
 use crate::world::{Weather, World};
 
 /// The majority agrees on another layout that the rest does not hear of, and is lost for good. An operator says so at one of
-/// the rest: the cluster goes on, all sessions with it, and who was given up stays out.
+/// the rest: the cluster goes on, all sessions with it, and who was given up joins it with no shard when it is started again.
 pub fn a_cluster_goes_on_without_its_majority() -> Result<(), String> {
     let mut world = cluster(None);
     let (first, second) = (staying(), key_in(8_192..16_384));
@@ -55,9 +55,14 @@ pub fn a_cluster_goes_on_without_its_majority() -> Result<(), String> {
     world.start(6);
     wait_for(&mut world, 8_000, "the news", |world| generation_at(world, 1) > 0 && generation_at(world, 6) > 0)?;
     world.run_until(3_000, |_| false);
-    // Node 6 asks to join again, as it was not listed when this life began; node 1 was removed.
-    if world.topology().is_some_and(|topology| topology.node_at(&world.nodes[1].addr).is_some()) {
-        return Err("a node that was given up comes back by itself".into());
+    // Started again, both join; nobody gives them a shard, or takes their data for the cluster's.
+    for node in [1, 6] {
+        let addr = &world.nodes[node].addr;
+        let at =
+            world.topology().and_then(|topology| topology.node_at(addr).map(|id| topology.layout.shard_of_node(id)));
+        if at != Some(None) {
+            return Err(format!("a node that was given up is to join with no shard, and is in {at:?}"));
+        }
     }
     for (node, key, expected) in [(0, &first, b"1"), (3, &second, b"4"), (0, &second, b"4")] {
         match ask(&mut world, node, 30 + node as u64, get(key), Some(&context)) {
@@ -192,4 +197,22 @@ pub fn after_a_recovery_to_an_older_layout_nothing_is_named_twice() -> Result<()
         None => Ok(()),
         Some(dot) => Err(format!("{dot} names two writes")),
     }
+}
+
+/// While an earlier change is being finished, who does not want to wait is told so at once.
+pub fn who_does_not_wait_is_told_at_once_what_runs() -> Result<(), String> {
+    let mut world = cluster(None);
+    world.run_until(1_500, |_| false);
+    reshard(&mut world, 4);
+    wait_for(&mut world, 8_000, "the flip", |world| epoch_at(world, 0) == 2)?;
+    world.kill(5);
+    world.run_until(200, |_| false);
+    let decided = |world: &World, id: u64| world.said.iter().any(|line| line.contains(&format!("request {id}:")));
+    world.admin(0, 20, AdminOp::Reshard { count: 2, epoch: None, at_once: true });
+    wait_for(&mut world, 500, "the answer", |world| decided(world, 20))?;
+    world.admin(0, 21, AdminOp::Reshard { count: 2, epoch: None, at_once: false });
+    if world.run_until(4_000, |world| decided(world, 21)) {
+        return Err("who wants to wait is told before its turn".into());
+    }
+    Ok(())
 }

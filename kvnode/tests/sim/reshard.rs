@@ -68,7 +68,7 @@ pub fn get(key: &Key) -> Op {
 }
 
 pub fn reshard(world: &mut World, at: usize) {
-    world.admin(at, 1, AdminOp::Reshard { count: 3, epoch: None });
+    world.admin(at, 1, AdminOp::Reshard { count: 3, epoch: None, at_once: false });
 }
 
 pub fn epoch_at(world: &World, node: usize) -> u32 {
@@ -300,7 +300,7 @@ pub fn many_changes_leave_nothing_behind(changes: u32) {
     let (mut first, mut id) = (None, 10);
     for change in 0..changes {
         let count = if change % 2 == 0 { 3 } else { 2 };
-        world.admin(change as usize % 6, u64::from(change), AdminOp::Reshard { count, epoch: None });
+        world.admin(change as usize % 6, u64::from(change), AdminOp::Reshard { count, epoch: None, at_once: false });
         // Written while it goes on, so that there is something to hand over.
         for _ in 0..3 {
             id += 1;

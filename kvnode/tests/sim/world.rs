@@ -27,6 +27,8 @@ use crate::store::Disk;
 const WALL_BASE_MS: u64 = 1_900_000_000_000;
 /// How long a sender waits for the answer to a batch.
 const ANSWER_TIMEOUT_MS: u64 = 600;
+/// Nobody waits longer for an answer, whatever comes together: the deadline of a request with these settings, and a margin.
+const REQUEST_MS_MAX: u64 = 2_200;
 /// How often a node syncs; rarely in some runs, so that a loss of power takes much.
 const SYNC_EVERY_MS: [u64; 3] = [200, 200, 1_500];
 
@@ -69,7 +71,8 @@ pub struct SimNode {
     /// Whether it was being filled when it went down.
     was_filling: bool,
     busy: BTreeSet<usize>,
-    clients: BTreeSet<u64>,
+    /// Clients that wait for an answer, and since when.
+    clients: BTreeMap<u64, u64>,
     admins: BTreeSet<u64>,
     awake: BTreeSet<Addr>,
     /// The least that the life of the running process may be.
@@ -119,7 +122,7 @@ impl World {
             room: Room::Enough,
             was_filling: false,
             busy: BTreeSet::new(),
-            clients: BTreeSet::new(),
+            clients: BTreeMap::new(),
             admins: BTreeSet::new(),
             awake: BTreeSet::new(),
             incarnation: Incarnation(0),
@@ -219,8 +222,14 @@ impl World {
         self.nodes[node].awake.clear();
         self.nodes[node].admins.clear();
         let clients = std::mem::take(&mut self.nodes[node].clients);
-        self.answers.extend(clients.into_iter().map(|id| (id, None)));
+        self.answers.extend(clients.into_keys().map(|id| (id, None)));
         self.nodes[node].disk.lock().crash(0);
+    }
+
+    /// The process is told to stop, and finishes what it has begun.
+    pub fn drain(&mut self, node: usize) {
+        self.nodes[node].core.as_mut().expect("it runs").begin_drain();
+        self.event(node, Event::Tick);
     }
 
     /// The machine dies: a part of what was not synced is gone too.
@@ -296,8 +305,8 @@ impl World {
                 } else if let Some(answer) = self.read(node, &op, &tokens) {
                     self.answers.push((id, Some(answer)));
                 } else {
-                    self.nodes[node].clients.insert(id);
-                    self.event(node, Event::Client { id, op, tokens });
+                    self.nodes[node].clients.insert(id, self.now_ms);
+                    self.event(node, Event::Client { id, op, tokens, arrived_ms: self.now_ms });
                 }
             }
             Step::Admin { node, id, op } if self.is_up(node) => {
@@ -409,7 +418,9 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::Reply { id, answer } => {
-                    assert!(self.nodes[node].clients.remove(&id), "request {id} was answered twice");
+                    let asked_ms = self.nodes[node].clients.remove(&id);
+                    let took_ms = self.now_ms - asked_ms.unwrap_or_else(|| panic!("request {id} was answered twice"));
+                    assert!(took_ms <= REQUEST_MS_MAX, "request {id} was answered after {took_ms} ms: {answer:?}");
                     self.answers.push((id, Some(answer)));
                 }
                 Effect::Decided { id, answer } => {

@@ -99,9 +99,10 @@ impl Core {
         };
         let own = (&self.settings.me, self.own_moves());
         let told = self.peers.iter().map(|(addr, peer)| (addr, peer.moves.clone()));
-        let all = std::iter::once(own).chain(told);
+        let mut all: Vec<(&Addr, Vec<Move>)> = std::iter::once(own).chain(told).collect();
+        all.sort_by_key(|&(addr, _)| (self.node_of(addr).is_none(), self.node_of(addr)));
         let moves: Vec<MoveStatus> =
-            all.flat_map(|(addr, moves)| moves.into_iter().map(move |one| name(addr, &one))).collect();
+            all.into_iter().flat_map(|(addr, moves)| moves.into_iter().map(move |one| name(addr, &one))).collect();
         let sum = |of: fn(&MoveStatus) -> u64| moves.iter().map(of).sum::<u64>();
         let (keys, keys_total, bytes) = (sum(|one| one.keys), sum(|one| one.keys_total), sum(|one| one.bytes));
         let part = |of: u64, times: u64, per: u64| (u128::from(of) * u128::from(times) / u128::from(per.max(1))) as u64;
@@ -129,8 +130,8 @@ impl Core {
     /// A layout beside the present one.
     pub fn describe_plan(&self, before: &Layout, after: &Layout) -> PlanStatus {
         let addrs = |layout: &Layout, shard| -> Vec<Addr> {
-            let of = |node| self.topology.as_ref()?.nodes.get(node).cloned();
-            layout.members(shard).iter().filter_map(of).collect()
+            let members = layout.members(shard).iter().copied();
+            self.topology.as_ref().map(|topology| topology.addrs_as_joined(members)).unwrap_or_default()
         };
         let ids = before.shards.keys().chain(after.shards.keys()).copied().collect::<std::collections::BTreeSet<_>>();
         let one = |shard| PlanShard {

@@ -97,14 +97,13 @@ impl Core {
 
     /// The members that this node can reach now, itself included, in the topology's order.
     pub fn view(&self) -> Vec<Addr> {
-        let all: Vec<&Addr> = match &self.topology {
-            Some(topology) => topology.nodes.values().collect(),
-            None => self.settings.view.iter().collect(),
+        let all: Vec<Addr> = match &self.topology {
+            Some(topology) => topology.addrs_as_joined(topology.nodes.keys().copied()),
+            None => self.settings.view.clone(),
         };
-        let here = |addr: &&Addr| {
-            **addr == self.settings.me || self.peers.get(*addr).is_some_and(|peer| self.is_in_view(peer))
-        };
-        all.into_iter().filter(here).cloned().collect()
+        let here =
+            |addr: &Addr| *addr == self.settings.me || self.peers.get(addr).is_some_and(|peer| self.is_in_view(peer));
+        all.into_iter().filter(here).collect()
     }
 
     /// The nodes that this one knows, itself not included, reachable or not.
@@ -138,7 +137,7 @@ impl Core {
     pub fn shard_members(&self, shard: ShardId) -> std::result::Result<Option<Vec<Addr>>, String> {
         let topology = self.topology.as_ref().ok_or_else(|| self.not_formed())?;
         let members = topology.layout.shards.get(&shard);
-        Ok(members.map(|nodes| nodes.iter().filter_map(|node| topology.nodes.get(node)).cloned().collect()))
+        Ok(members.map(|nodes| topology.addrs_as_joined(nodes.iter().copied())))
     }
 
     /// # Errors
@@ -182,13 +181,24 @@ impl Core {
             voters: self.voters(),
             leader: self.consensus.as_ref().and_then(|c| c.leader()).and_then(|node| self.addr_of(node)).cloned(),
             shards: self.shard_statuses(),
-            peers: self.peers.iter().map(|(addr, peer)| self.peer_status(addr, peer)).collect(),
+            peers: self.peers_as_joined().into_iter().map(|(addr, peer)| self.peer_status(addr, peer)).collect(),
         }
     }
 
     fn voters(&self) -> Vec<Addr> {
         let voters = self.consensus.iter().flat_map(|consensus| consensus.voters());
-        voters.filter_map(|node| self.addr_of(node).cloned()).collect()
+        self.topology.as_ref().map(|topology| topology.addrs_as_joined(voters)).unwrap_or_default()
+    }
+
+    /// The other nodes in the order in which they joined; those that the topology does not list come last.
+    pub(super) fn peers_as_joined(&self) -> Vec<(&Addr, &super::contact::Peer)> {
+        let mut peers: Vec<_> = self.peers.iter().collect();
+        let in_view = |addr: &Addr| self.settings.view.iter().position(|one| one == addr);
+        peers.sort_by_key(|&(addr, _)| {
+            let node = self.node_of(addr);
+            (node.is_none(), node, in_view(addr).is_none(), in_view(addr))
+        });
+        peers
     }
 
     /// The first replica of the shard without which nothing becomes stable.
@@ -206,7 +216,7 @@ impl Core {
         let Some(topology) = &self.topology else { return Vec::new() };
         let one = |(&id, nodes): (&ShardId, &Vec<crate::wire::ident::NodeId>)| ShardStatus {
             id: id.to_string(),
-            members: nodes.iter().filter_map(|node| topology.nodes.get(node)).cloned().collect(),
+            members: topology.addrs_as_joined(nodes.iter().copied()),
             slots: topology.layout.slot_count(id),
             slot_runs: topology.layout.runs_of(id),
         };

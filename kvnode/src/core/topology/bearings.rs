@@ -46,7 +46,7 @@ impl Bearings {
         let (epoch, next) = (topology.layout.epoch, topology.next_epoch());
         let seal = Some(Seal::new(&topology.context_key));
         let ring = ring(topology, own, me);
-        let nodes = topology.nodes.iter().map(|(&node, addr)| (addr.clone(), node)).collect();
+        let nodes = topology.nodes_by_addr().into_iter().map(|(addr, node)| (addr.clone(), node)).collect();
         Self { concerned, oldest: topology.oldest_epoch(), epoch, next, seal, own_runs, ring, nodes }
     }
 

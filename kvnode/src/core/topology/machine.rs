@@ -192,7 +192,9 @@ impl Topology {
     }
 
     fn remove(&mut self, addr: &Addr, dead: bool) -> Decision {
-        let node = self.node_at(addr).ok_or(Refusal::NoSuchReplica)?;
+        // Another spelling of the address goes before the node itself.
+        let ghost = self.ghosts().into_iter().find(|node| self.nodes.get(node) == Some(addr));
+        let node = ghost.or_else(|| self.node_at(addr)).ok_or(Refusal::NoSuchReplica)?;
         if let Transition::Settling { change, written_off, .. } = &mut self.transition
             && dead
             && let Some(shard) = self.layout.shard_of_node(node)

@@ -164,8 +164,28 @@ impl Topology {
         }
     }
 
+    /// The node at an address. Where an earlier release has listed two spellings of one address as two nodes, the one in a shard is
+    /// meant, or the first.
     pub fn node_at(&self, addr: &Addr) -> Option<NodeId> {
-        self.nodes.iter().find(|(_, at)| *at == addr).map(|(&id, _)| id)
+        let at = self.nodes.iter().filter(|&(_, at)| at == addr).map(|(&node, _)| node);
+        at.min_by_key(|&node| (self.layout.shard_of_node(node).is_none(), node))
+    }
+
+    /// For every address the node there, as [`Topology::node_at`] tells it.
+    pub fn nodes_by_addr(&self) -> BTreeMap<&Addr, NodeId> {
+        let mut by_addr = BTreeMap::new();
+        for (&node, addr) in &self.nodes {
+            let is_first =
+                |first: NodeId| self.layout.shard_of_node(first).is_some() || self.layout.shard_of_node(node).is_none();
+            by_addr.entry(addr).and_modify(|at| *at = if is_first(*at) { *at } else { node }).or_insert(node);
+        }
+        by_addr
+    }
+
+    /// Nodes that are only other spellings of another's address.
+    pub fn ghosts(&self) -> Vec<NodeId> {
+        let by_addr = self.nodes_by_addr();
+        self.nodes.iter().filter(|(node, addr)| by_addr.get(addr) != Some(node)).map(|(&node, _)| node).collect()
     }
 
     /// The old members that nobody waits for any more, while a change is being finished.
@@ -215,6 +235,15 @@ impl Topology {
         let others = from.shards.keys().copied().filter(|&shard| Some(shard) != old);
         let runs = others.map(|shard| (shard, from.passed_on(shard, to, new)));
         runs.filter(|(_, runs)| !runs.is_empty()).collect()
+    }
+
+    /// The addresses of some nodes in the order in which they joined, VIEW's order first: that of every list that is told. (A layout
+    /// lists members in an order of its own, which plans and the choice of a replica go by.)
+    pub fn addrs_as_joined(&self, nodes: impl IntoIterator<Item = NodeId>) -> Vec<Addr> {
+        let nodes: BTreeSet<NodeId> = nodes.into_iter().collect();
+        let mut told = BTreeSet::new();
+        let addrs = nodes.iter().filter_map(|node| self.nodes.get(node));
+        addrs.filter(|&addr| told.insert(addr)).cloned().collect()
     }
 
     /// How a request was decided, if it was.
@@ -391,6 +420,23 @@ mod tests {
         assert_ne!(at(1, 7), at(1, 8));
         let next = topology.recovered(NodeId(1), Incarnation(7)).recovered(NodeId(2), Incarnation(3)).version;
         assert!(next > at(1, 7) && next > at(2, 7) && at(1, 7) > topology.version);
+    }
+
+    /// As an earlier release may have stored it: two spellings of one address were two nodes, and are equal when they are read.
+    #[test]
+    fn two_spellings_of_one_node_are_one_and_the_ghost_goes_first() {
+        let mut topology = form(3, 1);
+        let (first, ghost) = (topology.nodes[&NodeId(1)].clone(), NodeId(4));
+        topology.nodes.insert(ghost, first.clone());
+        assert_eq!(topology.ghosts(), [ghost]);
+        assert_eq!((topology.node_at(&first), topology.nodes_by_addr()[&first]), (Some(NodeId(1)), NodeId(1)));
+        assert_eq!(topology.addrs_as_joined(topology.nodes.keys().copied()).len(), 3);
+        topology.apply(None, &Proposal::Remove { addr: first.clone(), dead: false });
+        assert!(topology.ghosts().is_empty() && topology.layout.members(ShardId(1)).len() == 3);
+        // The member is the node, even if it came later.
+        topology.nodes.insert(NodeId(0), first.clone());
+        assert_eq!((topology.node_at(&first), topology.ghosts()), (Some(NodeId(1)), vec![NodeId(0)]));
+        assert_eq!(topology.nodes_by_addr()[&first], NodeId(1));
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl Run {
                 self.world.start(joiner);
                 return;
             }
-            0..5 => AdminOp::Reshard { count: self.rng().between(1, 3) as u32, epoch: None },
+            0..5 => AdminOp::Reshard { count: self.rng().between(1, 3) as u32, epoch: None, at_once: false },
             5..7 => {
                 let shard = ShardId(self.rng().between(1, 4) as u32);
                 AdminOp::AddMember { shard, addr: self.world.nodes[joiner].addr.clone() }
