@@ -1,6 +1,7 @@
 //! The life of the process after its settings are known: bind, start the node, serve, stop in order.
 
 use std::future::Future;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -13,10 +14,10 @@ use crate::config::{Config, Fsync};
 use crate::core::settings::Settings;
 use crate::http::{Front, accept};
 use crate::node::{NodeHandle, NodeParts};
-use crate::storage::Store;
 use crate::storage::dir::DataDir;
-use crate::storage::durable::DurableStore;
+use crate::storage::durable::{DurableStore, SetAside};
 use crate::storage::memory::MemoryStore;
+use crate::storage::{Store, StoreError};
 use crate::wire::ident::Incarnation;
 
 /// Status for settings that can't be used, as for a wrong command line.
@@ -96,7 +97,10 @@ fn start_node(config: &Config) -> Result<NodeHandle, String> {
             let owned = DataDir::open(path, &config.socket_address)?;
             let program = std::env::current_exe().ok();
             let opened = DurableStore::open_or_set_aside(path, program.as_deref());
-            let (store, _) = opened.map_err(|error| format!("DATA_DIR (--data-dir) {}: {error}", path.display()))?;
+            let (store, aside) = opened.map_err(|error| unusable(path, &error))?;
+            if let Some(SetAside { place, why }) = aside {
+                tracing::warn!("{why}: set aside as {}", place.display());
+            }
             (Box::new(store), Some(owned))
         }
     };
@@ -112,6 +116,18 @@ fn start_node(config: &Config) -> Result<NodeHandle, String> {
         peer_body_max: config.limits.max_peer_body,
     };
     NodeHandle::start(parts).map_err(|error| error.to_string())
+}
+
+/// One line: what is wrong with a data directory, and what can be done about it.
+fn unusable(path: &Path, error: &StoreError) -> String {
+    let advice = match error {
+        StoreError::Unreadable(_) => {
+            "; nothing was changed: start the release that wrote it, or, if it is damaged, move the folder fjall out of it, and this node \
+             is filled by its peers"
+        }
+        _ => "",
+    };
+    format!("DATA_DIR (--data-dir) {}: {error}{advice}", path.display())
 }
 
 fn settings(config: &Config) -> Result<Settings, String> {

@@ -231,7 +231,7 @@ fn read_fact<T: serde::de::DeserializeOwned>(store: &dyn Store, name: Fact) -> R
     let Some(bytes) = store.fact(name)? else { return Ok(None) };
     postcard::from_bytes(&bytes)
         .map(Some)
-        .map_err(|error| crate::storage::StoreError::Damaged(format!("fact '{}': {error}", name.0)))
+        .map_err(|error| crate::storage::StoreError::Unreadable(format!("fact '{}': {error}", name.0)))
 }
 
 fn encode_fact<T: serde::Serialize>(value: &T) -> Vec<u8> {

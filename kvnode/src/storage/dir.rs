@@ -1,9 +1,10 @@
 //! Who owns a data directory: one process at a time, and one node for ever.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::Path;
 
+use super::{format, whole};
 use crate::wire::ident::Addr;
 
 /// A data directory that belongs to this process until it is dropped.
@@ -43,20 +44,13 @@ impl DataDir {
             Err(TryLockError::WouldBlock) => return Err(bad("is in use by another process".into())),
             Err(TryLockError::Error(error)) => return Err(unusable(error)),
         }
+        // Whoever has the lock may change it.
+        format::check(path).map_err(bad)?;
         if fs::metadata(&owner_path).map_or(0, |owner| owner.len()) == 0 {
-            write_whole(&owner_path, addr.as_str()).map_err(unusable)?;
+            whole::write(&owner_path, addr.as_str()).map_err(unusable)?;
         }
         Ok(Self { _lock: lock })
     }
-}
-
-/// Writes a file that is there as a whole or not at all.
-fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = File::create(&new)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(new, path)
 }
 
 #[cfg(test)]

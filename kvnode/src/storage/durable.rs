@@ -9,8 +9,8 @@
 //! A crash of the process loses nothing committed: every commit is one journal entry, handed to the operating system. A loss
 //! of power may tear the journal's tail off, and fjall then goes on from the last whole batch. But it would do the same for
 //! an entry that was damaged later, in the middle, and silently drop acknowledged batches behind it. So after each sync the
-//! number of the last synced batch goes to the file `synced`: a store that comes back with less has been damaged. It is set
-//! aside, never deleted, and the node is filled by its peers.
+//! number of the last synced batch goes to the file `synced`: a store that comes back with less has been damaged. What is damaged is set
+//! aside, never deleted.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -27,7 +27,8 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use super::aside::Aside;
 use super::gauge::{Ballast, Gauge, Usage, free_bytes};
 use super::{
-    Fact, Head, Listed, Result, Store, StoreError, Syncer, Version, decode, decode_head, decode_listed, encode, probe,
+    Fact, Head, Listed, Result, Store, StoreError, Syncer, Version, decode, decode_head, decode_listed, encode, format,
+    probe,
 };
 use crate::core::room::Room;
 use crate::wire::ident::{Key, Slot};
@@ -92,19 +93,22 @@ struct FjallSyncer {
 fn io_error(error: &std::io::Error) -> StoreError {
     match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::Full(error.to_string()),
-        ErrorKind::InvalidData | ErrorKind::UnexpectedEof => StoreError::Damaged(error.to_string()),
+        ErrorKind::InvalidData | ErrorKind::UnexpectedEof => StoreError::Unreadable(error.to_string()),
         _ => StoreError::Io(error.to_string()),
     }
 }
 
+/// Damage is what a checksum proves, and nothing else: all that is damaged is set aside. What makes no sense otherwise may be the work of
+/// another release, and what the operating system refuses may be there again tomorrow.
 impl From<fjall::Error> for StoreError {
     fn from(error: fjall::Error) -> Self {
+        use fjall::{Error, JournalRecoveryError, LsmError};
         match &error {
-            fjall::Error::Io(io) | fjall::Error::Storage(fjall::LsmError::Io(io)) => io_error(io),
-            fjall::Error::Poisoned | fjall::Error::Locked | fjall::Error::KeyspaceDeleted => {
-                Self::Io(error.to_string())
-            }
-            _ => Self::Damaged(error.to_string()),
+            Error::Io(io) | Error::Storage(LsmError::Io(io)) => io_error(io),
+            Error::Poisoned | Error::Locked | Error::KeyspaceDeleted => Self::Io(error.to_string()),
+            Error::Storage(LsmError::ChecksumMismatch { .. })
+            | Error::JournalRecovery(JournalRecoveryError::ChecksumMismatch) => Self::Damaged(error.to_string()),
+            _ => Self::Unreadable(error.to_string()),
         }
     }
 }
@@ -114,19 +118,19 @@ fn version_key(slot: Slot, key: &str) -> Vec<u8> {
 }
 
 fn decode_key(bytes: &[u8]) -> Result<Key> {
-    std::str::from_utf8(bytes).map(Key::from).map_err(|_| StoreError::Damaged("a key that is no UTF-8".into()))
+    std::str::from_utf8(bytes).map(Key::from).map_err(|_| StoreError::Unreadable("a key that is no UTF-8".into()))
 }
 
 fn decode_slot(bytes: &[u8]) -> Result<Slot> {
     let slot = bytes.try_into().map(u16::from_be_bytes);
-    slot.map(Slot).map_err(|_| StoreError::Damaged("a slot that is not two bytes".into()))
+    slot.map(Slot).map_err(|_| StoreError::Unreadable("a slot that is not two bytes".into()))
 }
 
 impl DurableStore {
     /// Opens the store in `dir`, or makes an empty one.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] if what was synced is not all there.
+    /// [`StoreError::Damaged`] if a checksum fails, or what was synced is not all there.
     pub fn open(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir).map_err(|error| io_error(&error))?;
         let ballast = Ballast::open(dir);
@@ -143,6 +147,7 @@ impl DurableStore {
         let recovered = facts.get(BATCH)?.map_or(Ok(0), |bytes| decode_number(&bytes))?;
         let mark = SyncMark::open(&dir.join("synced")).map_err(|error| io_error(&error))?;
         let synced = mark.number;
+        // A checksum of the journal has failed, and the engine has cut it off there.
         if recovered < synced {
             return Err(StoreError::Damaged(format!("it ends at batch {recovered}, but {synced} were on the disk")));
         }
@@ -155,27 +160,28 @@ impl DurableStore {
         Ok(Self { db, versions, keys, facts, staged, last_head, staged_facts, aside, syncer: Arc::new(syncer), gauge })
     }
 
-    /// Opens the store in `dir`. A damaged one is set aside, and an empty one takes its place; then where the damaged one is
-    /// now is told, too. `prober` is the program that tries it first (see [`probe`]), unless the last process said that it ended
-    /// in order.
+    /// Opens the store in `dir`, if it is of a format that this release reads. A damaged one is set aside, and an empty one takes its
+    /// place; then where the damaged one is now is told, too. `prober` is the program that tries it first (see [`probe`]), unless the
+    /// last process said that it ended in order.
     ///
     /// # Errors
-    /// If the folder can't be used.
-    pub fn open_or_set_aside(dir: &Path, prober: Option<&Path>) -> Result<(Self, Option<PathBuf>)> {
+    /// If the folder can't be used. Nothing in it was moved then.
+    pub fn open_or_set_aside(dir: &Path, prober: Option<&Path>) -> Result<(Self, Option<SetAside>)> {
+        format::check(dir).map_err(StoreError::Unreadable)?;
         let in_order = fs::remove_file(dir.join(ENDED_IN_ORDER)).is_ok();
         let tried = match prober.filter(|_| !in_order && dir.join("fjall").exists()) {
             Some(program) => probe::probe(program, dir),
             None => Ok(()),
         };
-        match tried.and_then(|()| Self::open(dir)) {
-            Ok(store) => Ok((store, None)),
-            Err(StoreError::Damaged(what)) => {
-                let aside = set_aside(dir)?;
-                tracing::warn!("{what}: set aside as {}; this node is filled by its peers", aside.display());
-                Ok((Self::open(dir)?, Some(aside)))
+        let opened = match tried.and_then(|()| Self::open(dir)) {
+            Err(StoreError::Damaged(why)) => {
+                let place = set_aside(dir)?;
+                (Self::open(dir)?, Some(SetAside { place, why }))
             }
-            Err(error) => Err(error),
-        }
+            opened => (opened?, None),
+        };
+        format::note(dir).map_err(StoreError::Io)?;
+        Ok(opened)
     }
 
     /// Notes in `dir` that the process that had it open ends in order. Only to spare the next one a look; if that is not true, the
@@ -218,7 +224,7 @@ impl DurableStore {
         let stored = within.map(|entry| {
             let (key, slot) = entry?;
             let bytes = self.versions.get(version_key(slot, &key))?;
-            let bytes = bytes.ok_or_else(|| StoreError::Damaged("a listed key without a version".into()))?;
+            let bytes = bytes.ok_or_else(|| StoreError::Unreadable("a listed key without a version".into()))?;
             Ok((key, stored_as(&bytes)?))
         });
         overlay(stored, self.staged_in(after, |_, key| key.starts_with(prefix), staged_as), limit)
@@ -234,7 +240,15 @@ impl DurableStore {
 
 fn decode_number(bytes: &[u8]) -> Result<u64> {
     let number = bytes.try_into().map(u64::from_be_bytes);
-    number.map_err(|_| StoreError::Damaged("a number that is not eight bytes".into()))
+    number.map_err(|_| StoreError::Unreadable("a number that is not eight bytes".into()))
+}
+
+/// A store that was damaged.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SetAside {
+    /// The folder in which it is now.
+    pub place: PathBuf,
+    pub why: String,
 }
 
 /// Renames what is in `dir` so that nothing reads it and nothing is lost.
@@ -249,6 +263,7 @@ fn set_aside(dir: &Path) -> Result<PathBuf> {
             _ => {}
         }
     }
+    format::copy(dir, &aside).map_err(|error| io_error(&error))?;
     Ok(aside)
 }
 
@@ -354,7 +369,7 @@ impl Store for DurableStore {
     fn scan(&self, visit: &mut dyn FnMut(Slot, &Key, &Version)) -> Result<()> {
         for entry in self.versions.iter() {
             let (key, bytes) = entry.into_inner()?;
-            let (slot, key) = key.split_at_checked(2).ok_or_else(|| StoreError::Damaged("a short key".into()))?;
+            let (slot, key) = key.split_at_checked(2).ok_or_else(|| StoreError::Unreadable("a short key".into()))?;
             visit(decode_slot(slot)?, &decode_key(key)?, &decode(&bytes)?);
         }
         Ok(())

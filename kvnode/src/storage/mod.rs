@@ -76,7 +76,7 @@ fn encode(version: &Version) -> Vec<u8> {
 }
 
 fn decode(bytes: &[u8]) -> Result<Version> {
-    postcard::from_bytes(body_of(bytes)?).map_err(|error| StoreError::Damaged(error.to_string()))
+    postcard::from_bytes(body_of(bytes)?).map_err(|error| StoreError::Unreadable(error.to_string()))
 }
 
 fn decode_listed(bytes: &[u8]) -> Result<Listed> {
@@ -90,19 +90,19 @@ fn decode_listed(bytes: &[u8]) -> Result<Listed> {
         deps: Vector,
     }
     let version: Borrowed<'_> =
-        postcard::from_bytes(body_of(bytes)?).map_err(|error| StoreError::Damaged(error.to_string()))?;
+        postcard::from_bytes(body_of(bytes)?).map_err(|error| StoreError::Unreadable(error.to_string()))?;
     Ok(Listed { dot: version.dot, has_value: version.value.is_some(), deps: version.deps, read: bytes.len() })
 }
 
 fn decode_head(bytes: &[u8]) -> Result<Head> {
     let head = postcard::take_from_bytes(body_of(bytes)?);
-    head.map(|(head, _)| head).map_err(|error| StoreError::Damaged(error.to_string()))
+    head.map(|(head, _)| head).map_err(|error| StoreError::Unreadable(error.to_string()))
 }
 
 fn body_of(bytes: &[u8]) -> Result<&[u8]> {
     match bytes.split_first() {
         Some((&FORMAT, body)) => Ok(body),
-        other => Err(StoreError::Damaged(format!("a version of format {:?}", other.map(|(format, _)| format)))),
+        other => Err(StoreError::Unreadable(format!("a version of format {:?}", other.map(|(format, _)| format)))),
     }
 }
 
@@ -116,8 +116,10 @@ pub struct Fact(pub &'static str);
 pub enum StoreError {
     /// No room left; nothing of the batch was kept.
     Full(String),
-    /// What was read is not what was written.
+    /// A checksum has failed: what was read is not what was written.
     Damaged(String),
+    /// What was read makes no sense here. Another release may have written it; or it is damaged where there is no checksum.
+    Unreadable(String),
     /// Anything else the engine or the operating system reports.
     Io(String),
 }
@@ -127,6 +129,7 @@ impl fmt::Display for StoreError {
         match self {
             Self::Full(what) => write!(f, "no room left to store data: {what}"),
             Self::Damaged(what) => write!(f, "stored data is damaged: {what}"),
+            Self::Unreadable(what) => write!(f, "stored data can't be read: {what}"),
             Self::Io(what) => write!(f, "storage failed: {what}"),
         }
     }
@@ -191,9 +194,11 @@ pub trait Store: Send {
 mod aside;
 pub mod dir;
 pub mod durable;
+mod format;
 pub mod gauge;
 pub mod memory;
 pub mod probe;
+mod whole;
 
 #[cfg(test)]
 mod tests {

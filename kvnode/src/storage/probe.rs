@@ -2,7 +2,7 @@
 //!
 //! fjall asserts a part of what it reads instead of reporting it, its destructors panic once more on what is poisoned then, and
 //! a damaged length may make it ask for more memory than there is: each of them ends the process. So a store whose process did
-//! not end in order is first opened and read by a child, this same program; if that dies of it, the files are damaged.
+//! not end in order is first opened and read by a child, this same program; what the child dies of is told in one line.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -14,30 +14,46 @@ use super::{Result, Store, StoreError};
 
 /// The argument that makes the program a probe.
 pub const ARGUMENT: &str = "--probe-store";
-/// What a probe ends with if the store is damaged; why is on its standard output.
+/// What a probe ends with if the store is damaged, and if it can't be read otherwise; why is on its standard output.
 const EXIT_DAMAGED: u8 = 3;
+const EXIT_UNREADABLE: u8 = 4;
 /// How long a probe may read.
 const PROBE_MAX: Duration = Duration::from_secs(600);
 
 /// The child's part: opens the store and reads all of it.
 pub fn run(dir: &Path) -> ExitCode {
-    let read = DurableStore::open(dir).and_then(|store| store.scan(&mut |_, _, _| {}));
-    match read {
+    std::panic::set_hook(Box::new(|panic| {
+        let what = panic.to_string();
+        // The engine reports a failed checksum, and then some of its callers don't expect any error.
+        let code = if what.contains("ChecksumMismatch") { EXIT_DAMAGED } else { EXIT_UNREADABLE };
+        say(&what);
+        // At once: what is being dropped would panic again.
+        std::process::exit(code.into());
+    }));
+    match DurableStore::open(dir).and_then(|store| store.scan(&mut |_, _, _| {})) {
         Ok(()) => ExitCode::SUCCESS,
         Err(StoreError::Damaged(what)) => {
-            // If nobody listens, the exit code says it all.
-            let _ = std::io::stdout().write_all(what.as_bytes());
+            say(&what);
             ExitCode::from(EXIT_DAMAGED)
+        }
+        Err(StoreError::Unreadable(what)) => {
+            say(&what);
+            ExitCode::from(EXIT_UNREADABLE)
         }
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// If nobody listens, the exit code says it all.
+fn say(what: &str) {
+    let _ = std::io::stdout().write_all(what.as_bytes());
 }
 
 /// Lets `program` try the store in `dir`. What says nothing about the files (no such program, killed, no room) is left to
 /// whoever opens them next.
 ///
 /// # Errors
-/// [`StoreError::Damaged`] if the files are; [`StoreError::Io`] if they could not be read in time.
+/// [`StoreError::Damaged`] or [`StoreError::Unreadable`] if the files are; [`StoreError::Io`] if they could not be read in time.
 pub fn probe(program: &Path, dir: &Path) -> Result<()> {
     let mut command = Command::new(program);
     command.arg(ARGUMENT).arg(dir).env("RUST_BACKTRACE", "0");
@@ -60,19 +76,21 @@ pub fn probe(program: &Path, dir: &Path) -> Result<()> {
     if let Some(mut stdout) = child.stdout.take() {
         let _ = stdout.read_to_string(&mut said);
     }
-    match damage(status, said) {
-        Some(what) => Err(StoreError::Damaged(what)),
-        None => Ok(()),
+    verdict(status, said)
+}
+
+fn verdict(status: ExitStatus, said: String) -> Result<()> {
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    match code {
+        Some(EXIT_DAMAGED) => Err(StoreError::Damaged(said)),
+        Some(EXIT_UNREADABLE) => Err(StoreError::Unreadable(one_line(&said))),
+        _ if died_of_itself(status) => Err(StoreError::Unreadable(format!("the engine ended at it ({status})"))),
+        _ => Ok(()),
     }
 }
 
-fn damage(status: ExitStatus, said: String) -> Option<String> {
-    const PANICKED: i32 = 101;
-    if status.code() == Some(i32::from(EXIT_DAMAGED)) {
-        return Some(said);
-    }
-    let died = status.code() == Some(PANICKED) || died_of_itself(status);
-    died.then(|| format!("the engine can't read it ({status})"))
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<&str>>().join(" ")
 }
 
 /// Not by somebody's word (SIGKILL, SIGTERM, …).

@@ -179,7 +179,7 @@ fn damage_before_what_was_synced_is_not_taken_for_a_torn_tail() {
     bytes[middle] ^= 0x10;
     fs::write(&path, &bytes).unwrap();
     let (store, aside) = DurableStore::open_or_set_aside(crashed.path(), None).unwrap();
-    assert!(aside.is_some_and(|aside| aside.join("fjall").is_dir()), "set aside, not deleted");
+    assert!(aside.is_some_and(|aside| aside.place.join("fjall").is_dir()), "set aside, not deleted");
     assert_eq!(newest(&store), 0, "and an empty store takes its place");
 }
 
@@ -209,4 +209,56 @@ fn a_crash_between_data_and_applied_index() {
         seen.insert(applied);
     }
     assert!(seen.len() >= 3, "the cuts are in several batches: {seen:?}");
+}
+
+#[test]
+fn only_a_failed_checksum_is_damage() {
+    use fjall::{Error, JournalRecoveryError, LsmError};
+    let io = |errno: i32| Error::Io(std::io::Error::from_raw_os_error(errno));
+    let checksum = Error::JournalRecovery(JournalRecoveryError::ChecksumMismatch);
+    assert!(matches!(StoreError::from(checksum), StoreError::Damaged(_)));
+    let others = [
+        Error::InvalidVersion(None),
+        Error::InvalidTrailer,
+        Error::InvalidTag(("", 9)),
+        Error::Unrecoverable,
+        Error::Locked,
+        Error::Poisoned,
+        Error::Storage(LsmError::InvalidVersion(4)),
+        Error::Storage(LsmError::InvalidHeader("")),
+        Error::Storage(LsmError::Unrecoverable),
+        Error::JournalRecovery(JournalRecoveryError::InvalidFileName),
+        // EACCES, EMFILE, ENOSPC, EIO.
+        io(13),
+        io(24),
+        io(28),
+        io(5),
+        Error::Storage(LsmError::Io(std::io::ErrorKind::UnexpectedEof.into())),
+    ];
+    for other in others {
+        let text = other.to_string();
+        assert!(!matches!(StoreError::from(other), StoreError::Damaged(_)), "{text}");
+    }
+}
+
+#[test]
+fn a_damaged_block_of_a_table_is_a_failed_checksum() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = filled(folder.path(), 200);
+    store.versions.rotate_memtable_and_wait().unwrap();
+    drop(store);
+    let mut tables = 0;
+    for keyspace in fs::read_dir(folder.path().join("fjall/keyspaces")).unwrap() {
+        for table in fs::read_dir(keyspace.unwrap().path().join("tables")).unwrap() {
+            let path = table.unwrap().path();
+            let mut bytes = fs::read(&path).unwrap();
+            // In the middle of the first block.
+            bytes[400] ^= 0x10;
+            fs::write(&path, &bytes).unwrap();
+            tables += usize::from(bytes.len() > 2_000);
+        }
+    }
+    assert!(tables > 0);
+    let read = DurableStore::open(folder.path()).and_then(|store| store.scan(&mut |_, _, _| {}));
+    assert!(matches!(read, Err(StoreError::Damaged(_))), "{read:?}");
 }

@@ -1,0 +1,140 @@
+//! What a node does with a data directory: of another release, of a format that it does not know, damaged, and without its data.
+
+mod http_support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use http_support::{Node, free_address, kvnode, until};
+
+/// The address of the node whose data directory is in [`unpacked`].
+const OWNER: &str = "10.10.0.2:8090";
+
+/// A data directory as release 0.1.0 left it, which wrote no `FORMAT` yet: 31 keys, five of them deleted, 15 overwritten.
+fn unpacked() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/release-0.1.0.tar");
+    let packed = fs::File::open(packed).expect("it is in the tree");
+    tar::Archive::new(packed).unpack(folder.path()).expect("it can be unpacked");
+    folder
+}
+
+/// A node that owns the directory, not started yet.
+fn owner(folder: &Path) -> (Command, std::net::SocketAddr) {
+    let listen = free_address();
+    let mut command = kvnode(&["--socket-address", OWNER, "--listen-address", &listen.to_string(), "--data-dir"]);
+    command.arg(folder).stdout(Stdio::null());
+    (command, listen)
+}
+
+fn started(folder: &Path) -> Node {
+    let (mut command, address) = owner(folder);
+    let node = Node { address, child: command.arg("--log-level=error").spawn().expect("kvnode starts") };
+    until("the node is ready", || {
+        std::net::TcpStream::connect(address).is_ok() && node.request("GET", "/ready", &[], "").status == 200
+    });
+    node
+}
+
+/// What a node that has to end with status 2 says: one line.
+fn refused(folder: &Path) -> String {
+    let (mut command, _) = owner(folder);
+    let output = command.arg("--log-level=error").output().expect("kvnode starts");
+    let text = String::from_utf8(output.stderr).expect("messages are text");
+    assert_eq!((output.status.code(), text.trim_end().lines().count()), (Some(2), 1), "{text}");
+    text
+}
+
+/// Every file below a folder with its bytes.
+fn tree(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.insert(path.clone(), fs::read(&path).expect("a file"));
+            }
+        }
+    }
+    files
+}
+
+fn value_of(node: &Node, key: &str) -> serde_json::Value {
+    node.request("GET", &format!("/kvs/{key}"), &[], "").json()["value"].clone()
+}
+
+fn has_all(node: &Node) {
+    for number in 1..=30 {
+        let expected = match number {
+            1..=5 => serde_json::Value::Null,
+            6..=20 => format!("again {number}").into(),
+            _ => number.into(),
+        };
+        assert_eq!(value_of(node, &format!("key-{number}")), expected, "key-{number}");
+    }
+    assert_eq!(value_of(node, "key-31"), serde_json::json!({"a": [1, 2.50, null, "é"]}));
+    assert_eq!(node.request("GET", "/status", &[], "").json()["keys"], 26);
+}
+
+fn format_of(folder: &Path) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(folder.join("FORMAT")).expect("it was written")).expect("it is JSON")
+}
+
+#[test]
+fn what_the_release_before_wrote_is_read() {
+    let folder = unpacked();
+    for round in 0..2 {
+        let node = started(folder.path());
+        has_all(&node);
+        let format = format_of(folder.path());
+        assert_eq!((&format["format"], &format["oldest-reader"]), (&1.into(), &1.into()), "round {round}: {format}");
+        assert_eq!(format["release"], env!("CARGO_PKG_VERSION"));
+    }
+}
+
+#[test]
+fn a_format_that_is_not_known_is_refused_and_nothing_is_touched() {
+    let newer = r#"{"format":2,"oldest-reader":2,"release":"7.8.9"}"#;
+    let later = [("FORMAT", newer.as_bytes(), "7.8.9"), ("FORMAT", b"what?", "FORMAT"), ("FORMAT", b"", "FORMAT")];
+    let engines = [("fjall/version", &b"FJL\x04"[..], "fjall"), ("fjall/version", b"FJ", "fjall")];
+    for (name, bytes, says) in later.into_iter().chain(engines) {
+        let folder = unpacked();
+        fs::write(folder.path().join(name), bytes).expect("a file");
+        let before = tree(folder.path());
+        for start in 1..=3 {
+            let text = refused(folder.path());
+            assert!(text.starts_with("DATA_DIR") && text.contains(says), "{name}, start {start}: {text}");
+            assert_eq!(tree(folder.path()), before, "{name}, start {start}: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_newer_format_that_this_release_may_read_is_read_and_stays() {
+    let folder = unpacked();
+    let newer = r#"{"format":9,"oldest-reader":1,"release":"7.8.9","more":[1]}"#;
+    fs::write(folder.path().join("FORMAT"), newer).expect("a file");
+    has_all(&started(folder.path()));
+    assert_eq!(fs::read_to_string(folder.path().join("FORMAT")).expect("a file"), newer);
+}
+
+/// The engine ends in an error, or in a panic, wherever it lacks a handle first.
+#[test]
+fn want_of_file_handles_is_no_damage() {
+    const DAMAGED: i32 = 3;
+    let folder = unpacked();
+    let mut ends = std::collections::BTreeSet::new();
+    for handles in 4..60 {
+        let mut limited = Command::new("sh");
+        limited.arg("-c").arg(format!(r#"ulimit -n {handles}; exec "$0" "$@""#)).env_clear().stdin(Stdio::null());
+        let output = limited.arg(env!("CARGO_BIN_EXE_kvnode")).arg("--probe-store").arg(folder.path()).output();
+        ends.insert(output.expect("a shell").status.code());
+    }
+    assert!(ends.contains(&Some(0)) && ends.len() > 1 && !ends.contains(&Some(DAMAGED)), "{ends:?}");
+    has_all(&started(folder.path()));
+}
