@@ -59,6 +59,10 @@ pub struct Args {
     /// that runs waits for them whatever is said here [default: none]
     #[arg(long, env = "FORM_WITHOUT", value_name = "HOST:PORT,…")]
     pub form_without: Option<String>,
+    /// Go on without the data that this node had and has no more. Without it, neither a cluster nor a shard begins anew where a node knows
+    /// that there was data. For one start, not for good [default: no]
+    #[arg(long, env = "ACCEPT_DATA_LOSS", value_name = "YES", num_args = 0..=1, require_equals = true, default_missing_value = "1")]
+    pub accept_data_loss: Option<String>,
     /// Let operators inject faults into this node with `PUT /drill`. Never on a node that matters [default: off]
     #[arg(long, env = "DRILL", value_name = "YES", num_args = 0..=1, require_equals = true, default_missing_value = "1")]
     pub drill: Option<String>,
@@ -110,6 +114,8 @@ pub struct Config {
     pub cluster_secret: Option<String>,
     /// Others of `view`.
     pub form_without: Vec<Addr>,
+    /// An operator gives up what this node had and has no more.
+    pub accept_data_loss: bool,
     /// Faults may be injected.
     pub drill: bool,
     pub fsync: Fsync,
@@ -131,7 +137,8 @@ impl Config {
             listen: listen(args, &socket_address)?,
             cluster_secret: args.cluster_secret.clone().filter(|secret| !secret.is_empty()),
             form_without: form_without(args, &socket_address, &view)?,
-            drill: drill(args)?,
+            accept_data_loss: yes("ACCEPT_DATA_LOSS", &args.accept_data_loss)?,
+            drill: yes("DRILL", &args.drill)?,
             fsync: fsync(args)?,
             log_level: log_level(args)?,
             log_format: log_format(args)?,
@@ -203,8 +210,8 @@ fn form_without(args: &Args, me: &Addr, view: &[Addr]) -> Result<Vec<Addr>, Conf
     }
 }
 
-fn drill(args: &Args) -> Result<bool, ConfigError> {
-    Setting::new("DRILL", &args.drill, "1 or 0").parse_or(false, |text| match text {
+fn yes(name: &'static str, given: &Option<String>) -> Result<bool, ConfigError> {
+    Setting::new(name, given, "1 or 0").parse_or(false, |text| match text {
         "1" | "true" | "yes" => Ok(true),
         "0" | "false" | "no" => Ok(false),
         _ => Err(format!("is {}", shown(text))),

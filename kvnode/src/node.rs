@@ -84,7 +84,7 @@ struct Shared {
     peer_body_max: usize,
     drill: Arc<Drill>,
     began: Instant,
-    _owned: Option<DataDir>,
+    owned: Option<Arc<DataDir>>,
 }
 
 impl Shared {
@@ -128,7 +128,7 @@ impl NodeHandle {
             peer_body_max,
             drill,
             began,
-            _owned: owned,
+            owned: owned.map(Arc::new),
         });
         if let (Some(syncer), Fsync::Interval(every)) = (syncer, fsync) {
             tokio::spawn(sync_regularly(shared.clone(), syncer, every));

@@ -11,11 +11,12 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::config::{Config, Fsync};
+use crate::core::loss::{Identity, Lost, Past, is_blank};
 use crate::core::settings::Settings;
 use crate::http::{Front, accept};
 use crate::node::{NodeHandle, NodeParts};
 use crate::storage::dir::DataDir;
-use crate::storage::durable::{DurableStore, SetAside};
+use crate::storage::durable::{self, DurableStore, SetAside};
 use crate::storage::memory::MemoryStore;
 use crate::storage::{Store, StoreError};
 use crate::wire::ident::Incarnation;
@@ -91,22 +92,14 @@ async fn start_and_serve(config: &Config) -> Result<ExitCode, String> {
 
 /// Opens the store and starts the protocol on it. `Err`: the data directory can't be used.
 fn start_node(config: &Config) -> Result<NodeHandle, String> {
-    let (store, owned): (Box<dyn Store>, Option<DataDir>) = match &config.data_dir {
-        None => (Box::new(MemoryStore::new()), None),
-        Some(path) => {
-            let owned = DataDir::open(path, &config.socket_address)?;
-            let program = std::env::current_exe().ok();
-            let opened = DurableStore::open_or_set_aside(path, program.as_deref());
-            let (store, aside) = opened.map_err(|error| unusable(path, &error))?;
-            if let Some(SetAside { place, why }) = aside {
-                tracing::warn!("{why}: set aside as {}", place.display());
-            }
-            (Box::new(store), Some(owned))
-        }
+    let Opened { store, owned, past } = match &config.data_dir {
+        None => Opened { store: Box::new(MemoryStore::new()), owned: None, past: Past::InStore },
+        Some(path) => open(config, path)?,
     };
+    let noted = owned.as_ref().and_then(|owned| owned.identity.noted());
     let secret = config.cluster_secret.clone();
     let parts = NodeParts {
-        settings: settings(config)?,
+        settings: settings(config, past, noted)?,
         store,
         owned,
         fsync: config.fsync,
@@ -116,6 +109,53 @@ fn start_node(config: &Config) -> Result<NodeHandle, String> {
         peer_body_max: config.limits.max_peer_body,
     };
     NodeHandle::start(parts).map_err(|error| error.to_string())
+}
+
+/// What a node keeps its data in.
+struct Opened {
+    store: Box<dyn Store>,
+    owned: Option<DataDir>,
+    past: Past,
+}
+
+fn open(config: &Config, path: &Path) -> Result<Opened, String> {
+    let owned = DataDir::open(path, &config.socket_address)?;
+    let program = std::env::current_exe().ok();
+    let bad = |error: &StoreError| unusable(path, error);
+    let (store, aside) = DurableStore::open_or_set_aside(path, program.as_deref()).map_err(|error| bad(&error))?;
+    if let Some(SetAside { place, why }) = &aside {
+        tracing::warn!("{why}: set aside as {}", place.display());
+    }
+    let is_blank = is_blank(&store).map_err(|error| bad(&error))?;
+    let lost = if is_blank { lost(path, &owned) } else { None };
+    let past = match lost {
+        _ if config.accept_data_loss => Past::GivenUp,
+        Some(lost) => Past::Lost(lost),
+        None => Past::InStore,
+    };
+    match &past {
+        Past::GivenUp => tracing::warn!("ACCEPT_DATA_LOSS: going on without whatever data was lost here"),
+        Past::Lost(lost) if config.view.len() > 1 => {
+            tracing::warn!("{}: this node is filled by its peers, if they have it", lost.what);
+        }
+        Past::Lost(lost) => tracing::warn!("{}, and VIEW names no other node that may have it", lost.what),
+        Past::InStore => {}
+    }
+    Ok(Opened { store: Box::new(store), owned: Some(owned), past })
+}
+
+/// What a directory without data is known to have held.
+fn lost(path: &Path, owned: &DataDir) -> Option<Lost> {
+    let (identity, aside) = (owned.identity.noted(), durable::last_set_aside(path));
+    let whose = identity.map_or_else(String::new, |Identity { cluster, node, .. }| {
+        format!(" of node {} of the cluster {:032x}", node.0, cluster.0)
+    });
+    let where_to = match &aside {
+        Some(aside) => format!("was damaged, and is in {}", aside.display()),
+        None if identity.is_some() => format!("is gone from {}", path.display()),
+        None => return None,
+    };
+    Some(Lost { cluster: identity.map(|identity| identity.cluster), what: format!("the data{whose} {where_to}") })
 }
 
 /// One line: what is wrong with a data directory, and what can be done about it.
@@ -130,18 +170,20 @@ fn unusable(path: &Path, error: &StoreError) -> String {
     format!("DATA_DIR (--data-dir) {}: {error}{advice}", path.display())
 }
 
-fn settings(config: &Config) -> Result<Settings, String> {
+fn settings(config: &Config, past: Past, noted: Option<Identity>) -> Result<Settings, String> {
     let mut entropy = [0; 48];
     getrandom::fill(&mut entropy).map_err(|error| format!("the system gives no random numbers: {error}"))?;
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let millis = |duration: Duration| duration.as_millis() as u64;
     let limits = &config.limits;
+    // Also where the store that knew of them is gone, no life has the name of an earlier one.
+    let earlier = noted.map_or(0, |identity| identity.life.0.saturating_add(1));
     Ok(Settings {
         me: config.socket_address.clone(),
         view: config.view.clone(),
         form_without: config.form_without.clone(),
         shard_count: config.shard_count,
-        life: Incarnation(millis(since_1970)),
+        life: Incarnation(millis(since_1970).max(earlier)),
         entropy,
         causal_wait_ms: millis(limits.causal_wait),
         ack_wait_ms: millis(limits.ack_wait),
@@ -150,6 +192,7 @@ fn settings(config: &Config) -> Result<Settings, String> {
         peer_queue_weight_max: limits.max_peer_queue,
         log_weight_max: limits.log_bytes,
         durable_at_commit: config.data_dir.is_none() || !matches!(config.fsync, Fsync::Interval(_)),
+        past,
         mutant: None,
     })
 }

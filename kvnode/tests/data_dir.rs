@@ -21,6 +21,30 @@ fn unpacked() -> tempfile::TempDir {
     folder
 }
 
+/// A node on the directory, with more arguments, once it answers; and what it says to `/ready` when it has made up its mind.
+fn unready(folder: &Path, says: &str) -> Node {
+    let (mut command, address) = owner(folder);
+    let node = Node { address, child: command.arg("--log-level=error").spawn().expect("kvnode starts") };
+    until(says, || {
+        let answer = std::net::TcpStream::connect(address).map(|_| node.request("GET", "/ready", &[], ""));
+        answer.is_ok_and(|answer| {
+            assert_eq!(answer.status, 503, "{}", answer.body);
+            answer.body.contains(says)
+        })
+    });
+    node
+}
+
+fn ended_in_order(mut node: Node) {
+    node.signal(rustix::process::Signal::TERM);
+    until("it has ended", || node.child.try_wait().expect("a child").is_some());
+}
+
+fn remove_the_engine(folder: &Path) {
+    fs::remove_dir_all(folder.join("fjall")).expect("it was there");
+    fs::remove_file(folder.join("synced")).expect("it was there");
+}
+
 /// A node that owns the directory, not started yet.
 fn owner(folder: &Path) -> (Command, std::net::SocketAddr) {
     let listen = free_address();
@@ -136,5 +160,56 @@ fn want_of_file_handles_is_no_damage() {
         ends.insert(output.expect("a shell").status.code());
     }
     assert!(ends.contains(&Some(0)) && ends.len() > 1 && !ends.contains(&Some(DAMAGED)), "{ends:?}");
+    has_all(&started(folder.path()));
+}
+
+#[test]
+fn data_that_is_gone_is_not_taken_for_none() {
+    let folder = unpacked();
+    ended_in_order(started(folder.path()));
+    let identity = fs::read_to_string(folder.path().join("identity")).expect("it was written");
+    let identity: serde_json::Value = serde_json::from_str(&identity).expect("it is JSON");
+    assert!(identity["node"] == 1 && identity["cluster"].as_str().is_some_and(|id| id.len() == 32), "{identity}");
+    remove_the_engine(folder.path());
+    for start in 1..=3 {
+        let node = unready(folder.path(), "ACCEPT_DATA_LOSS");
+        let why = node.request("GET", "/ready", &[], "").body;
+        let names = [identity["cluster"].as_str().expect("text"), "bring its files back", "is gone from"];
+        assert!(names.iter().all(|name| why.contains(name)), "start {start}: {why}");
+        assert_eq!(node.request("GET", "/kvs/key-31", &[], "").status, 503, "start {start}");
+        if start == 2 {
+            ended_in_order(node);
+        }
+    }
+    let (mut command, address) = owner(folder.path());
+    let node = Node { address, child: command.arg("--accept-data-loss").spawn().expect("kvnode starts") };
+    until("the operator's word counts", || {
+        std::net::TcpStream::connect(address).is_ok() && node.request("GET", "/ready", &[], "").status == 200
+    });
+    assert_eq!(node.request("GET", "/kvs/key-31", &[], "").status, 404);
+    assert_eq!(node.request("PUT", "/kvs/new", &[], r#"{"value":1}"#).status, 201);
+    drop(node);
+    assert_eq!(value_of(&started(folder.path()), "new"), 1, "once is enough");
+}
+
+#[test]
+fn damaged_data_is_not_taken_for_none_either() {
+    let folder = unpacked();
+    let journal = folder.path().join("fjall/0.jnl");
+    let mut bytes = fs::read(&journal).expect("a journal");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    fs::write(&journal, &bytes).expect("a file");
+    for _ in 0..2 {
+        let node = unready(folder.path(), "ACCEPT_DATA_LOSS");
+        let why = node.request("GET", "/ready", &[], "").body;
+        assert!(why.contains("damaged-1") && !why.contains("peers"), "{why}");
+    }
+    assert!(!folder.path().join("damaged-2").exists());
+    assert_eq!(fs::read(folder.path().join("damaged-1/fjall/0.jnl")).expect("moved"), bytes);
+    // Whole files from a backup.
+    remove_the_engine(folder.path());
+    let backup = unpacked();
+    fs::rename(backup.path().join("fjall"), folder.path().join("fjall")).expect("one file system");
     has_all(&started(folder.path()));
 }

@@ -1,6 +1,7 @@
 //! What the benches measure: the protocol core's operations, each as something that can be done again and again.
 
 use kvnode::core::causal::{Context, Vector};
+use kvnode::core::loss::Past;
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::settings::Settings;
 use kvnode::core::token::Seal;
@@ -121,6 +122,7 @@ impl Shard {
                 peer_queue_weight_max: 1 << 20,
                 log_weight_max: 1 << 20,
                 durable_at_commit: true,
+                past: Past::InStore,
                 mutant: None,
             };
             Core::start(settings, Box::new(MemoryStore::new()), now).expect("memory does not fail")

@@ -14,6 +14,7 @@ fn args(settings: &[(&str, &str)]) -> Args {
             "LISTEN_ADDRESS" => args.listen_address = value,
             "FORM_WITHOUT" => args.form_without = value,
             "DRILL" => args.drill = value,
+            "ACCEPT_DATA_LOSS" => args.accept_data_loss = value,
             "FSYNC" => args.fsync = value,
             "FSYNC_INTERVAL" => args.fsync_interval = value,
             "LOG_LEVEL" => args.log_level = value,

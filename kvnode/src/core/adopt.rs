@@ -45,6 +45,7 @@ impl Core {
             // One that has lost its data is listed with an earlier birth, until it is listed anew.
             self.forms = me.is_some_and(|me| topology.births.get(&me) == Some(&self.birth));
             self.store.set_fact(super::formation::FACT_FORMS, encode_fact(&self.forms));
+            self.say_what_is_missing(&topology);
             self.begin_anew(topology)?;
             self.join_consensus();
             return self.adopted();
@@ -79,6 +80,9 @@ impl Core {
 
     /// What follows from any new topology.
     fn adopted(&mut self) -> Result<()> {
+        if self.replica.as_ref().is_none_or(|replica| replica.shard.is_none()) && self.me.is_some() {
+            self.is_whole_again();
+        }
         let Some(topology) = &self.topology else { return Ok(()) };
         let oldest = topology.oldest_epoch();
         let job = match &topology.transition {
@@ -357,7 +361,7 @@ impl Peer {
         (self.held_before, self.sent_before) = (self.cursor.held(), self.cursor.held());
         self.cursor = Cursor::default();
         self.report = None;
-        self.stage = None;
+        (self.stage, self.has_lost) = (None, false);
         self.progress = None;
         self.filled_us = false;
         self.lag = None;

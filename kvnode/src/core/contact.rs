@@ -43,6 +43,8 @@ pub(super) struct Peer {
     pub echo_heard_ms: u64,
     last_beat_ms: Option<u64>,
     pub stage: Option<Stage>,
+    /// It has lost the data of its replica, and nobody has filled it yet (see [`super::loss`]).
+    pub has_lost: bool,
     /// The peer's wall clock minus our monotonic clock, in ms.
     pub wall_offset_ms: Option<i64>,
     pub report: Option<Report>,
@@ -157,7 +159,7 @@ impl Peer {
     pub fn learn_life(&mut self, life: Incarnation) {
         self.newest_life = self.newest_life.max(Some(life));
         if self.life < self.newest_life {
-            self.stage = None;
+            (self.stage, self.has_lost) = (None, false);
             self.report = None;
             self.progress = None;
             self.seeks = None;
@@ -387,7 +389,8 @@ impl Core {
 
     fn beat_messages(&self, addr: &Addr) -> Vec<Message> {
         let Some(topology) = self.topology.as_ref().filter(|_| self.me.is_some()) else {
-            let (view, shard_count) = (self.settings.view.clone(), self.settings.shard_count);
+            let view = if self.lost.is_some() { Vec::new() } else { self.settings.view.clone() };
+            let shard_count = self.settings.shard_count;
             let seek = Message::Seek { view, shard_count, birth: self.birth };
             return if self.topology.is_none() || self.asks_to_join() { vec![seek] } else { Vec::new() };
         };
@@ -397,7 +400,7 @@ impl Core {
             epoch: topology.layout.epoch,
             birth: self.birth,
             progress: self.progress(),
-            stage: member.map(|replica| replica.stage),
+            stage: member.and_then(|replica| self.told_stage(replica.stage)),
             stable: member.and_then(|replica| Some((replica.shard?, self.own_stable()))),
         };
         let mut messages = vec![beat];
@@ -410,8 +413,10 @@ impl Core {
     fn beaten(&mut self, from: &Addr, wall_ms: u64, told: Beaten) -> Result<()> {
         let now = self.now.mono_ms;
         let epoch = self.topology.as_ref().map(|topology| topology.layout.epoch);
+        let is_replica = self.is_replica(from);
         let Some(peer) = self.peers.get_mut(from) else { return Ok(()) };
         let before = peer.stage;
+        peer.has_lost = is_replica && epoch == Some(told.epoch) && told.stage.is_none();
         // What a node is under another layout says nothing under this one.
         peer.stage = told.stage.filter(|_| epoch == Some(told.epoch));
         peer.birth = Some(told.birth);

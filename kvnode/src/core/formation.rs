@@ -59,7 +59,10 @@ impl Core {
     /// Somebody tells the topology. Who has none takes over only one that lists it.
     pub(super) fn topology_offered(&mut self, topology: Topology) -> Result<()> {
         let listed = topology.node_at(&self.settings.me).is_some();
-        let ours = self.topology.as_ref().map_or(listed, |mine| mine.cluster == topology.cluster);
+        let ours = match &self.topology {
+            Some(mine) => mine.cluster == topology.cluster,
+            None => listed && self.is_of_lost_cluster(&topology),
+        };
         if ours { self.adopt(topology) } else { Ok(()) }
     }
 
@@ -82,8 +85,12 @@ impl Core {
         if let Some((by, _)) = self.peers.iter().find(|(_, peer)| peer.told_stranger && self.is_proven(peer)) {
             return Some(format!("waiting for the cluster that runs at {by} to list {}", self.settings.me));
         }
+        if let Some(loss) = self.own_loss() {
+            return Some(loss);
+        }
         for (addr, peer) in self.peers_as_joined() {
             match &peer.seeks {
+                Some(Seeks { view, .. }) if view.is_empty() => return Some(Self::loss_of(addr)),
                 Some(Seeks { view, .. }) if view.iter().collect::<BTreeSet<_>>() != mine => {
                     return Some(format!("{addr} was started with another VIEW"));
                 }
@@ -151,7 +158,7 @@ impl Core {
 
     fn fill_plan(&self, replica: &Replica) -> FillPlan {
         let grace = self.is_within_grace();
-        let (mut filled, mut empty, mut away) = (0, 0, Vec::new());
+        let (mut filled, mut empty, mut away, mut lost) = (0, 0, Vec::new(), None);
         let has_data = |&node: &NodeId| {
             let stage = self.peer_of(node).and_then(|peer| peer.stage);
             matches!(stage, Some(Stage::Serving | Stage::Leaving)) && !self.is_cut_off(node)
@@ -166,11 +173,19 @@ impl Core {
                 Some(Stage::Serving | Stage::Leaving) if peer.filled_us => filled += 1,
                 Some(Stage::Serving | Stage::Leaving) => return FillPlan::From(addr.clone()),
                 Some(Stage::Filling) => empty += 1,
+                None if peer.has_lost => lost = Some(addr),
                 None => away.push(node),
             }
         }
         if filled > 0 && (away.is_empty() || !grace) {
             return FillPlan::Serve;
+        }
+        let names = self.topology.iter().flat_map(|topology| topology.addrs_as_joined(away.iter().copied()));
+        let names = names.map(|addr| addr.to_string()).collect::<Vec<_>>().join(", ");
+        let loss = self.own_loss().or_else(|| lost.map(Self::loss_of));
+        if let Some(loss) = loss {
+            let hope = if away.is_empty() { "" } else { "; waiting for others that may have its shard's data: " };
+            return FillPlan::Wait(format!("{loss}{hope}{names}"));
         }
         if empty == replica.others.len() {
             let absent = |node| self.addr_of(node).is_some_and(|addr| self.settings.form_without.contains(addr));
@@ -181,9 +196,7 @@ impl Core {
                 FillPlan::Wait("waiting for its shard to start".into())
             };
         }
-        let away = self.topology.iter().flat_map(|topology| topology.addrs_as_joined(away.iter().copied()));
-        let away: Vec<String> = away.map(|addr| addr.to_string()).collect();
-        FillPlan::Wait(format!("waiting for {} to fill this replica", away.join(", ")))
+        FillPlan::Wait(format!("waiting for {names} to fill this replica"))
     }
 
     /// From now on nobody is taken for empty because an operator said so.
@@ -231,6 +244,7 @@ impl Core {
         self.office.filled_from.clear();
         self.reason.clear();
         self.forms_no_more();
+        self.is_whole_again();
         self.say(Severity::Info, text);
         self.beat_all();
     }

@@ -22,6 +22,8 @@ const GIVEN_UP_MS: u64 = 3_000;
 /// What a node does for the topology.
 #[derive(Debug, Default)]
 pub(super) struct Office {
+    /// A node that has lost its data was told of another cluster than its own.
+    pub another_cluster: bool,
     pub asked: Vec<Asked>,
     last_request: u64,
     last_tick_ms: u64,

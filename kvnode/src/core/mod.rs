@@ -17,6 +17,7 @@ pub mod clock;
 pub mod inventory;
 mod listing;
 pub mod log;
+pub mod loss;
 pub mod replica;
 pub mod request;
 pub mod room;
@@ -61,6 +62,7 @@ use govern::Office;
 use handover::Copies;
 use inventory::Inventory;
 use listing::Listings;
+use loss::Lost;
 use pace::Pace;
 use repair::Repair;
 use replica::{Handed, Replica};
@@ -220,6 +222,8 @@ pub struct Core {
     arrival: Arrival,
     /// When this node took over the present layout.
     flipped_ms: u64,
+    /// What this node has had, until it has it again.
+    lost: Option<Lost>,
     losses_said: BTreeSet<crate::wire::ident::Origin>,
     draining: bool,
     room: Room,
@@ -261,6 +265,7 @@ impl Core {
         let uncovered: Option<Uncovered> = read_fact(&*store, compare::FACT_UNCOVERED)?;
         let forms: Option<bool> = read_fact(&*store, formation::FACT_FORMS)?;
         let noted: Option<Stable> = read_fact(&*store, stable::FACT_STABLE)?;
+        let lost = loss::at_start(&settings.past, &mut *store)?.filter(|_| !settings.broken(Mutant::LostIsEmpty));
         let inventory = Inventory::of(&*store)?;
         let peers = settings.view.iter().filter(|&addr| *addr != settings.me);
         let mut core = Self {
@@ -295,6 +300,7 @@ impl Core {
             forms: forms.unwrap_or(false),
             arrival: Arrival::default(),
             flipped_ms: 0,
+            lost,
             losses_said: BTreeSet::new(),
             draining: false,
             room: Room::Enough,

@@ -399,7 +399,7 @@ impl Core {
         }
         let Some(replica) = &self.replica else { return };
         // Who has not said yet what it is under a layout that has just come into force may well serve.
-        let serves = |peer: &Peer| peer.stage != Some(Stage::Filling);
+        let serves = |peer: &Peer| peer.stage != Some(Stage::Filling) && !peer.has_lost;
         if self.first_waits_on(replica, serves) {
             return;
         }

@@ -1,5 +1,6 @@
 //! What a core is started with, and the mutants that tests start it with.
 
+use super::loss::Past;
 use crate::wire::ident::{Addr, Incarnation};
 
 /// Durations are in milliseconds of the clock that the driver passes in.
@@ -30,6 +31,7 @@ pub struct Settings {
     pub log_weight_max: usize,
     /// Whether a committed batch survives what the configured durability promises to survive without a sync.
     pub durable_at_commit: bool,
+    pub past: Past,
     pub mutant: Option<Mutant>,
 }
 
@@ -51,6 +53,7 @@ impl Settings {
             peer_queue_weight_max: 1 << 20,
             log_weight_max: 1 << 20,
             durable_at_commit: true,
+            past: Past::InStore,
             mutant: None,
         }
     }
@@ -144,4 +147,6 @@ pub enum Mutant {
     TakesFromWrittenOff,
     /// A replica repairs from a mate that was given up.
     RepairsFromGivenUp,
+    /// A node that has lost its data says that it has nothing.
+    LostIsEmpty,
 }

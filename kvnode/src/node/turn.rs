@@ -22,9 +22,11 @@ use tracing::{debug, info, warn};
 
 use super::inbox::{Incoming, Source};
 use super::{Shared, fail, lock, now};
+use crate::core::loss::Identity;
 use crate::core::{Committed, Core, Effect, Event, Now, Severity};
 use crate::peer::{Link, LinkDone};
 use crate::room::{self, RoomGauge};
+use crate::storage::dir::DataDir;
 use crate::storage::{Result, StoreError, Syncer};
 use crate::wire::ident::Addr;
 use crate::wire::peer::Batch;
@@ -354,12 +356,30 @@ async fn finish(shared: &Arc<Shared>, handled: Handled) -> Result<()> {
 }
 
 async fn sync(shared: &Shared, syncer: Arc<dyn Syncer>) -> Result<()> {
-    let mark = lock(&shared.core).sync_mark();
-    let done = tokio::task::spawn_blocking(move || syncer.sync()).await;
-    done.map_err(|panic| StoreError::Io(panic.to_string()))??;
+    let (mark, identity) = {
+        let core = lock(&shared.core);
+        (core.sync_mark(), core.identity())
+    };
+    let owned = shared.owned.clone();
+    let work = move || {
+        syncer.sync()?;
+        // After the store: it must not tell of data that a loss of power could still take. And before anybody hears of it.
+        note_identity(owned.as_deref(), identity);
+        Result::Ok(())
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|panic| StoreError::Io(panic.to_string()))??;
     // For the next turn, which comes with a tick at the latest.
     lock(&shared.inbox).events.push(Event::Synced(mark).into());
     Ok(())
+}
+
+/// A full disk does not end a node for it: an older one, or none, protects less.
+fn note_identity(owned: Option<&DataDir>, identity: Option<Identity>) {
+    if let (Some(owned), Some(identity)) = (owned, identity)
+        && let Err(error) = owned.identity.note(identity)
+    {
+        warn!("who has the data here can't be noted beside it: {error}");
+    }
 }
 
 /// What a link that is idle carries next.

@@ -4,12 +4,15 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::Path;
 
+use super::identity::IdentityFile;
 use super::{format, whole};
 use crate::wire::ident::Addr;
 
 /// A data directory that belongs to this process until it is dropped.
 #[derive(Debug)]
 pub struct DataDir {
+    /// Who has its data, as far as is known.
+    pub identity: IdentityFile,
     _lock: File,
 }
 
@@ -46,10 +49,11 @@ impl DataDir {
         }
         // Whoever has the lock may change it.
         format::check(path).map_err(bad)?;
+        let identity = IdentityFile::open(path).map_err(bad)?;
         if fs::metadata(&owner_path).map_or(0, |owner| owner.len()) == 0 {
             whole::write(&owner_path, addr.as_str()).map_err(unusable)?;
         }
-        Ok(Self { _lock: lock })
+        Ok(Self { identity, _lock: lock })
     }
 }
 

@@ -267,6 +267,12 @@ fn set_aside(dir: &Path) -> Result<PathBuf> {
     Ok(aside)
 }
 
+/// Where the last damaged store of this directory is.
+pub fn last_set_aside(dir: &Path) -> Option<PathBuf> {
+    let numbers = (1..=u32::MAX).map(|number| dir.join(format!("damaged-{number}")));
+    numbers.take_while(|place| place.exists()).last()
+}
+
 /// Takes up to `limit` of what is stored, in order, with the staged changes over it.
 fn overlay<T>(
     stored: impl Iterator<Item = Result<(Key, T)>>,

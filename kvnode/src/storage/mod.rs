@@ -196,6 +196,7 @@ pub mod dir;
 pub mod durable;
 mod format;
 pub mod gauge;
+pub mod identity;
 pub mod memory;
 pub mod probe;
 mod whole;

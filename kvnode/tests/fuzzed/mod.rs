@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 use kvnode::core::causal::{Context, Vector};
 use kvnode::core::clock::Stamp;
+use kvnode::core::loss::Past;
 use kvnode::core::request::Op;
 use kvnode::core::settings::Settings;
 use kvnode::core::token::Seal;
@@ -62,6 +63,7 @@ fn serving_core() -> Core {
         peer_queue_weight_max: 1 << 16,
         log_weight_max: 1 << 12,
         durable_at_commit: true,
+        past: Past::InStore,
         mutant: None,
     };
     let mut core = Core::start(settings, Box::new(MemoryStore::new()), at(1)).expect("memory does not fail");

@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use bytes::Bytes;
 use kvnode::checker::{Moment, judge};
 use kvnode::core::admin::AdminOp;
+use kvnode::core::loss::Past;
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::settings::{Mutant, Settings};
 use kvnode::core::topology::Transition;
@@ -105,6 +106,7 @@ impl Small {
                 peer_queue_weight_max: 1 << 20,
                 log_weight_max: 1 << 20,
                 durable_at_commit: true,
+                past: Past::InStore,
                 mutant,
             };
             let now = Now { mono_ms: 1, wall_ms: WALL_BASE_MS };

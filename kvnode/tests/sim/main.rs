@@ -13,6 +13,7 @@ mod deadlines;
 mod exhaustive;
 mod growth;
 mod known;
+mod lost_data;
 mod naive;
 mod operators;
 mod quiet;
@@ -443,6 +444,36 @@ fn the_first_write_after_a_rest_gets_its_copies() {
 #[test]
 fn an_empty_replica_does_not_serve() {
     shows(reshard::an_empty_replica_does_not_serve, Mutant::ServeUnfilled);
+}
+
+#[test]
+fn a_shard_that_has_lost_all_its_data_does_not_begin_anew() {
+    shows(lost_data::a_shard_that_has_lost_all_its_data_does_not_begin_anew, Mutant::LostIsEmpty);
+}
+
+#[test]
+fn one_that_knows_of_the_loss_is_enough() {
+    shows(lost_data::one_that_knows_of_the_loss_is_enough, Mutant::LostIsEmpty);
+}
+
+#[test]
+fn a_cluster_that_has_lost_all_its_data_is_not_formed_anew() {
+    shows(lost_data::a_cluster_that_has_lost_all_its_data_is_not_formed_anew, Mutant::LostIsEmpty);
+}
+
+#[test]
+fn a_loss_is_remembered_until_the_replica_is_whole() {
+    shows(lost_data::a_loss_is_remembered_until_the_replica_is_whole, Mutant::LostIsEmpty);
+}
+
+#[test]
+fn who_comes_back_with_nothing_says_so() {
+    assert_eq!(lost_data::who_comes_back_with_nothing_says_so(), Ok(()));
+}
+
+#[test]
+fn who_has_lost_its_data_is_filled_by_its_peers() {
+    assert_eq!(lost_data::who_has_lost_its_data_is_filled_by_its_peers(), Ok(()));
 }
 
 #[test]

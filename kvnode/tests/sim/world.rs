@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use bytes::Bytes;
 use kvnode::core::admin::AdminOp;
+use kvnode::core::loss::{Lost, Past, is_blank};
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::room::Room;
 use kvnode::core::settings::{Mutant, Settings};
@@ -64,6 +65,8 @@ pub struct SimNode {
     pub addr: Addr,
     pub core: Option<Core>,
     disk: Disk,
+    /// What the file beside the store tells.
+    pub past: Past,
     /// Counts restarts, to tell what belongs to an earlier process.
     life: u64,
     pub skew_ms: i64,
@@ -117,6 +120,7 @@ impl World {
             addr: format!("10.10.{}.{}:8090", (index + 2) / 256, (index + 2) % 256).parse().expect("an address"),
             core: None,
             disk: Disk::new(),
+            past: Past::InStore,
             life: 0,
             skew_ms: 0,
             room: Room::Enough,
@@ -186,6 +190,7 @@ impl World {
             peer_queue_weight_max: 1 << 20,
             log_weight_max: self.log_weight_max,
             durable_at_commit: false,
+            past: self.past(node),
             mutant: self.mutant,
         };
         let now = self.now(node);
@@ -201,6 +206,15 @@ impl World {
         (self.nodes[node].last_tick_ms, self.nodes[node].tick_due_ms) = (self.now_ms, self.now_ms + jitter);
         self.later(jitter, Step::Tick { node, life });
         self.later(self.sync_every_ms, Step::SyncStart { node, life });
+    }
+
+    /// As the process that starts a node finds it.
+    fn past(&self, node: usize) -> Past {
+        let SimNode { past, disk, .. } = &self.nodes[node];
+        match past {
+            Past::Lost(_) if !is_blank(disk).expect("memory does not fail") => Past::InStore,
+            past => past.clone(),
+        }
     }
 
     /// The node's disk has so much room from now on.
@@ -255,6 +269,14 @@ impl World {
         self.said.push(format!("{} {}: wiped", self.now_ms, self.nodes[node].addr));
         self.nodes[node].disk = Disk::new();
         self.forget_held(node, 0);
+    }
+
+    /// The same, but the file that tells of the data is still there.
+    pub fn lose_data(&mut self, node: usize) {
+        let cluster = self.topology().map(|topology| topology.cluster);
+        self.wipe(node);
+        let what = format!("the data of {} is gone", self.nodes[node].addr);
+        self.nodes[node].past = Past::Lost(Lost { cluster, what });
     }
 
     pub fn request(&mut self, node: usize, id: u64, op: Op, tokens: Vec<String>) {

@@ -229,7 +229,7 @@ impl Core {
         PeerStatus {
             node: addr.clone(),
             reachable: self.is_in_view(peer),
-            stage: peer.stage.map(stage_name),
+            stage: peer.stage.or(peer.has_lost.then_some(Stage::Filling)).map(stage_name),
             lag: seq.map(|seq| seq.saturating_sub(peer.cursor.held())),
             clock_skew_ms: peer.wall_offset_ms.map(|offset| offset - own_offset),
             queued_bytes: peer.queue_weight(),

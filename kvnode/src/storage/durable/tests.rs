@@ -233,7 +233,7 @@ fn only_a_failed_checksum_is_damage() {
         io(24),
         io(28),
         io(5),
-        Error::Storage(LsmError::Io(std::io::ErrorKind::UnexpectedEof.into())),
+        Error::Storage(LsmError::Io(ErrorKind::UnexpectedEof.into())),
     ];
     for other in others {
         let text = other.to_string();
