@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
@@ -13,11 +14,12 @@ use tokio::time::timeout;
 use crate::config::{Config, Fsync};
 use crate::core::loss::{Identity, Lost, Past, is_blank};
 use crate::core::settings::Settings;
-use crate::http::{Front, accept};
+use crate::http::{self, Front, accept};
 use crate::node::{NodeHandle, NodeParts};
 use crate::storage::dir::DataDir;
 use crate::storage::durable::{self, DurableStore, SetAside};
 use crate::storage::memory::MemoryStore;
+use crate::storage::opening::Opening;
 use crate::storage::{Store, StoreError};
 use crate::wire::ident::Incarnation;
 
@@ -52,8 +54,7 @@ async fn start_and_serve(config: &Config) -> Result<ExitCode, String> {
         let listen = config.listen;
         format!("LISTEN_ADDRESS (--listen-address) {listen} can't be bound: {error}; a good value is a free IP:PORT of this host")
     })?;
-    let node = start_node(config)?;
-    announce(config);
+    let Some(node) = open_node(config, &listener, &mut stop).await? else { return Ok(ExitCode::SUCCESS) };
     let front = Front::new(node.clone(), config.limits.clone());
     let (close, closing) = watch::channel(false);
     let server = tokio::spawn(accept::serve(listener, front.clone(), closing));
@@ -90,11 +91,34 @@ async fn start_and_serve(config: &Config) -> Result<ExitCode, String> {
     }
 }
 
-/// Opens the store and starts the protocol on it. `Err`: the data directory can't be used.
-fn start_node(config: &Config) -> Result<NodeHandle, String> {
+/// Opens the store and starts the node on it, beside this thread: meanwhile signals are heard, and the port answers. `None`: it was told
+/// to stop. `Err`: the data directory can't be used.
+async fn open_node(config: &Config, listener: &TcpListener, stop: &mut Stop) -> Result<Option<NodeHandle>, String> {
+    let opening = Arc::new(Opening::default());
+    if config.data_dir.is_none() {
+        return start_node(config, &opening).map(Some);
+    }
+    let (for_work, told) = (config.clone(), opening.clone());
+    let work = tokio::task::spawn_blocking(move || start_node(&for_work, &told));
+    tokio::select! {
+        node = work => node.unwrap_or_else(|panic| Err(format!("the node can't be started: {panic}"))).map(Some),
+        signal = stop.told() => {
+            // Its thread ends with the process, wherever it is: as after a kill, what is stored stays whole.
+            tracing::info!(signal, "stopping before the store is open");
+            Ok(None)
+        }
+        never = http::opening::serve(listener, || opening.reason()) => match never {},
+    }
+}
+
+/// `Err`: the data directory can't be used.
+fn start_node(config: &Config, opening: &Arc<Opening>) -> Result<NodeHandle, String> {
     let Opened { store, owned, past } = match &config.data_dir {
-        None => Opened { store: Box::new(MemoryStore::new()), owned: None, past: Past::InStore },
-        Some(path) => open(config, path)?,
+        None => {
+            announce(config);
+            Opened { store: Box::new(MemoryStore::new()), owned: None, past: Past::InStore }
+        }
+        Some(path) => open(config, path, opening)?,
     };
     let noted = owned.as_ref().and_then(|owned| owned.identity.noted());
     let secret = config.cluster_secret.clone();
@@ -108,7 +132,14 @@ fn start_node(config: &Config) -> Result<NodeHandle, String> {
         drill: config.drill,
         peer_body_max: config.limits.max_peer_body,
     };
-    NodeHandle::start(parts).map_err(|error| error.to_string())
+    let node = NodeHandle::start(parts).map_err(|error| match &config.data_dir {
+        Some(path) => unusable(path, &error),
+        None => error.to_string(),
+    })?;
+    if config.data_dir.is_some() {
+        tracing::info!("recovered {} keys in {:.1?}", node.status()["keys"], opening.took());
+    }
+    Ok(node)
 }
 
 /// What a node keeps its data in.
@@ -118,11 +149,14 @@ struct Opened {
     past: Past,
 }
 
-fn open(config: &Config, path: &Path) -> Result<Opened, String> {
+fn open(config: &Config, path: &Path, opening: &Arc<Opening>) -> Result<Opened, String> {
     let owned = DataDir::open(path, &config.socket_address)?;
+    announce(config);
+    tracing::info!(path = %path.display(), "opening the store");
     let program = std::env::current_exe().ok();
     let bad = |error: &StoreError| unusable(path, error);
-    let (store, aside) = DurableStore::open_or_set_aside(path, program.as_deref()).map_err(|error| bad(&error))?;
+    let (store, aside) =
+        DurableStore::open_or_set_aside_telling(path, program.as_deref(), opening).map_err(|error| bad(&error))?;
     if let Some(SetAside { place, why }) = &aside {
         tracing::warn!("{why}: set aside as {}", place.display());
     }
@@ -162,8 +196,8 @@ fn lost(path: &Path, owned: &DataDir) -> Option<Lost> {
 fn unusable(path: &Path, error: &StoreError) -> String {
     let advice = match error {
         StoreError::Unreadable(_) => {
-            "; nothing was changed: start the release that wrote it, or, if it is damaged, move the folder fjall out of it, and this node \
-             is filled by its peers"
+            "; nothing was moved: start the release that wrote it, or, if it is damaged, move the folder fjall out of it: peers that have \
+             the data fill it"
         }
         _ => "",
     };

@@ -102,7 +102,6 @@ fn has_all(node: &Node) {
         assert_eq!(value_of(node, &format!("key-{number}")), expected, "key-{number}");
     }
     assert_eq!(value_of(node, "key-31"), serde_json::json!({"a": [1, 2.50, null, "é"]}));
-    assert_eq!(node.request("GET", "/status", &[], "").json()["keys"], 26);
 }
 
 fn format_of(folder: &Path) -> serde_json::Value {
@@ -212,4 +211,95 @@ fn damaged_data_is_not_taken_for_none_either() {
     let backup = unpacked();
     fs::rename(backup.path().join("fjall"), folder.path().join("fjall")).expect("one file system");
     has_all(&started(folder.path()));
+}
+
+/// Whatever is read of the store waits at this file for ever.
+fn stuck(folder: &Path) {
+    let file = folder.join("fjall/keyspaces/1/current");
+    fs::remove_file(&file).expect("it was there");
+    assert!(Command::new("mkfifo").arg(&file).status().expect("mkfifo").success());
+}
+
+/// The processes that this one has started.
+fn children(parent: u32) -> Vec<u32> {
+    let processes =
+        fs::read_dir("/proc").expect("Linux").filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let is_child = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        after_name.split_whitespace().nth(1) == Some(&parent.to_string())
+    };
+    processes.filter(is_child).collect()
+}
+
+fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| !rest.trim().is_empty() && !rest.trim_start().starts_with('Z'))
+}
+
+#[test]
+fn a_node_answers_and_can_be_stopped_while_its_store_is_opened() {
+    // With a child that tries it first, and without.
+    for in_order in [false, true] {
+        let folder = unpacked();
+        stuck(folder.path());
+        if !in_order {
+            fs::remove_file(folder.path().join("ended-in-order")).expect("it was there");
+        }
+        let (mut command, address) = owner(folder.path());
+        let mut node = Node { address, child: command.stderr(Stdio::piped()).spawn().expect("kvnode starts") };
+        until("it answers", || std::net::TcpStream::connect(address).is_ok());
+        assert_eq!(node.request("GET", "/health", &[], "").status, 200);
+        let step = if in_order { "reading its journal" } else { "having a child try it" };
+        until(step, || node.request("GET", "/ready", &[], "").body.contains(step));
+        for (method, path) in [("GET", "/ready"), ("PUT", "/kvs/key-1"), ("GET", "/nowhere"), ("GET", "/peer")] {
+            let answer = node.request(method, path, &[], r#"{"value":1}"#);
+            assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")), "{method} {path}");
+            assert!(
+                answer.json()["error"].as_str().is_some_and(|why| why.starts_with("opening the store")),
+                "{answer:?}"
+            );
+        }
+        let mut tried_by = Vec::new();
+        until("as many children as there should be", || {
+            tried_by = children(node.child.id());
+            tried_by.len() == usize::from(!in_order)
+        });
+        let told = std::time::Instant::now();
+        node.signal(rustix::process::Signal::TERM);
+        until("it has ended", || node.child.try_wait().expect("a child").is_some());
+        assert!(told.elapsed() < std::time::Duration::from_secs(10));
+        assert_eq!(node.child.wait().expect("it has ended").code(), Some(0));
+        until("its child has ended", || !tried_by.iter().copied().any(runs));
+        let log = std::io::read_to_string(node.child.stderr.take().expect("piped")).expect("text");
+        assert!(log.contains("opening the store") && !log.contains("recovered"), "{log}");
+    }
+}
+
+#[test]
+fn a_child_that_tries_a_store_dies_with_its_parent() {
+    let folder = unpacked();
+    stuck(folder.path());
+    fs::remove_file(folder.path().join("ended-in-order")).expect("it was there");
+    let (mut command, address) = owner(folder.path());
+    let mut node = Node { address, child: command.stderr(Stdio::null()).spawn().expect("kvnode starts") };
+    until("a child tries the store", || !children(node.child.id()).is_empty());
+    let tried_by = children(node.child.id());
+    node.child.kill().expect("it runs");
+    node.child.wait().expect("it was killed");
+    until("its child has ended", || !tried_by.iter().copied().any(runs));
+}
+
+#[test]
+fn what_was_recovered_is_said() {
+    let folder = unpacked();
+    let (mut command, address) = owner(folder.path());
+    let node = Node { address, child: command.stderr(Stdio::piped()).spawn().expect("kvnode starts") };
+    until("the node is ready", || {
+        std::net::TcpStream::connect(address).is_ok() && node.request("GET", "/ready", &[], "").status == 200
+    });
+    node.signal(rustix::process::Signal::TERM);
+    let mut node = node;
+    let log = std::io::read_to_string(node.child.stderr.take().expect("piped")).expect("text");
+    assert!(log.contains("recovered 26 keys in "), "{log}");
 }

@@ -39,6 +39,7 @@ mod handle;
 mod key;
 mod listing;
 mod metrics;
+pub mod opening;
 mod probes;
 mod query;
 mod reply;

@@ -296,7 +296,12 @@ fn tombstone_member(tombstone: Option<Dot>) -> String {
 
 /// A whole answer as bytes, for connections that have no request to answer.
 pub fn canned(status: StatusCode, error: &str) -> Vec<u8> {
-    let body = json!({ "error": error }).to_string();
+    canned_json(status, &json!({ "error": error }))
+}
+
+/// The same with any body.
+pub fn canned_json(status: StatusCode, body: &Value) -> Vec<u8> {
+    let body = body.to_string();
     let retry = if status == StatusCode::SERVICE_UNAVAILABLE { "retry-after: 1\r\n" } else { "" };
     let head =
         format!("content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n{retry}", body.len());

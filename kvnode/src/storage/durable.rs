@@ -26,6 +26,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::aside::Aside;
 use super::gauge::{Ballast, Gauge, Usage, free_bytes};
+use super::opening::Opening;
 use super::{
     Fact, Head, Listed, Result, Store, StoreError, Syncer, Version, decode, decode_head, decode_listed, encode, format,
     probe,
@@ -72,6 +73,7 @@ pub struct DurableStore {
     aside: Aside,
     syncer: Arc<FjallSyncer>,
     gauge: Arc<FjallGauge>,
+    opening: Arc<Opening>,
 }
 
 struct FjallGauge {
@@ -132,6 +134,11 @@ impl DurableStore {
     /// # Errors
     /// [`StoreError::Damaged`] if a checksum fails, or what was synced is not all there.
     pub fn open(dir: &Path) -> Result<Self> {
+        Self::open_telling(dir, Arc::default())
+    }
+
+    fn open_telling(dir: &Path, opening: Arc<Opening>) -> Result<Self> {
+        opening.is_read();
         fs::create_dir_all(dir).map_err(|error| io_error(&error))?;
         let ballast = Ballast::open(dir);
         let db = Database::builder(dir.join("fjall"))
@@ -157,7 +164,19 @@ impl DurableStore {
         let gauge = Arc::new(FjallGauge { db: db.clone(), keyspaces, dir: dir.to_owned(), ballast });
         let (staged, last_head, staged_facts) = (BTreeMap::new(), RefCell::default(), BTreeMap::new());
         let aside = Aside::new(dir.join("set-aside.jsonl"));
-        Ok(Self { db, versions, keys, facts, staged, last_head, staged_facts, aside, syncer: Arc::new(syncer), gauge })
+        Ok(Self {
+            db,
+            versions,
+            keys,
+            facts,
+            staged,
+            last_head,
+            staged_facts,
+            aside,
+            syncer: Arc::new(syncer),
+            gauge,
+            opening,
+        })
     }
 
     /// Opens the store in `dir`, if it is of a format that this release reads. A damaged one is set aside, and an empty one takes its
@@ -167,16 +186,32 @@ impl DurableStore {
     /// # Errors
     /// If the folder can't be used. Nothing in it was moved then.
     pub fn open_or_set_aside(dir: &Path, prober: Option<&Path>) -> Result<(Self, Option<SetAside>)> {
+        Self::open_or_set_aside_telling(dir, prober, &Arc::default())
+    }
+
+    /// The same, where somebody asks meanwhile how far it is.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn open_or_set_aside_telling(
+        dir: &Path,
+        prober: Option<&Path>,
+        opening: &Arc<Opening>,
+    ) -> Result<(Self, Option<SetAside>)> {
         format::check(dir).map_err(StoreError::Unreadable)?;
         let in_order = fs::remove_file(dir.join(ENDED_IN_ORDER)).is_ok();
         let tried = match prober.filter(|_| !in_order && dir.join("fjall").exists()) {
-            Some(program) => probe::probe(program, dir),
+            Some(program) => {
+                opening.is_tried();
+                probe::probe(program, dir)
+            }
             None => Ok(()),
         };
-        let opened = match tried.and_then(|()| Self::open(dir)) {
+        let open = || Self::open_telling(dir, opening.clone());
+        let opened = match tried.and_then(|()| open()) {
             Err(StoreError::Damaged(why)) => {
                 let place = set_aside(dir)?;
-                (Self::open(dir)?, Some(SetAside { place, why }))
+                (open()?, Some(SetAside { place, why }))
             }
             opened => (opened?, None),
         };
@@ -377,6 +412,7 @@ impl Store for DurableStore {
             let (key, bytes) = entry.into_inner()?;
             let (slot, key) = key.split_at_checked(2).ok_or_else(|| StoreError::Unreadable("a short key".into()))?;
             visit(decode_slot(slot)?, &decode_key(key)?, &decode(&bytes)?);
+            self.opening.counts();
         }
         Ok(())
     }

@@ -198,6 +198,7 @@ mod format;
 pub mod gauge;
 pub mod identity;
 pub mod memory;
+pub mod opening;
 pub mod probe;
 mod whole;
 

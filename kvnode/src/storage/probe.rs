@@ -20,8 +20,14 @@ const EXIT_UNREADABLE: u8 = 4;
 /// How long a probe may read.
 const PROBE_MAX: Duration = Duration::from_secs(600);
 
+/// Names the process that a probe is for.
+const PARENT: &str = "PROBE_PARENT";
+
 /// The child's part: opens the store and reads all of it.
 pub fn run(dir: &Path) -> ExitCode {
+    if !dies_with_its_parent() {
+        return ExitCode::FAILURE;
+    }
     std::panic::set_hook(Box::new(|panic| {
         let what = panic.to_string();
         // The engine reports a failed checksum, and then some of its callers don't expect any error.
@@ -44,6 +50,24 @@ pub fn run(dir: &Path) -> ExitCode {
     }
 }
 
+/// Nobody else can open the store as long as a probe has it. Whether there still is somebody to do it for.
+#[cfg(target_os = "linux")]
+fn dies_with_its_parent() -> bool {
+    use rustix::process::{Signal, set_parent_process_death_signal};
+    if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
+        say(&format!("it would not end with its parent: {error}"));
+        return false;
+    }
+    // Somebody who has died before that is not told of any more.
+    let parent = std::env::var(PARENT).ok().and_then(|parent| parent.parse::<u32>().ok());
+    parent.is_none_or(|parent| parent == std::os::unix::process::parent_id())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn dies_with_its_parent() -> bool {
+    true
+}
+
 /// If nobody listens, the exit code says it all.
 fn say(what: &str) {
     let _ = std::io::stdout().write_all(what.as_bytes());
@@ -57,6 +81,7 @@ fn say(what: &str) {
 pub fn probe(program: &Path, dir: &Path) -> Result<()> {
     let mut command = Command::new(program);
     command.arg(ARGUMENT).arg(dir).env("RUST_BACKTRACE", "0");
+    command.env(PARENT, std::process::id().to_string());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let Ok(mut child) = command.spawn() else { return Ok(()) };
     let began = Instant::now();
