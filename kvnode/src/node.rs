@@ -336,6 +336,11 @@ impl NodeHandle {
         self.shared.arrived.notify_one();
     }
 
+    /// Whether the node can't go on.
+    pub fn has_failed(&self) -> bool {
+        self.shared.held.has_failed()
+    }
+
     /// Resolves when the node can't go on, with the reason.
     pub async fn failed(&self) -> String {
         let mut failure = self.shared.failure.subscribe();

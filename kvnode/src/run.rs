@@ -16,8 +16,9 @@ use crate::core::loss::{Identity, Lost, Past, is_blank};
 use crate::core::settings::Settings;
 use crate::http::{self, Front, accept};
 use crate::node::{NodeHandle, NodeParts};
+use crate::storage::damaged::{SetAside, last_set_aside};
 use crate::storage::dir::DataDir;
-use crate::storage::durable::{self, DurableStore, SetAside};
+use crate::storage::durable::DurableStore;
 use crate::storage::memory::MemoryStore;
 use crate::storage::opening::Opening;
 use crate::storage::{Store, StoreError};
@@ -77,7 +78,8 @@ async fn start_and_serve(config: &Config) -> Result<ExitCode, String> {
         within(DRAIN_TIME, "writes that peers lack", node.drain()).await;
         let _ = close.send(true);
         within(CLOSE_TIME, "open connections", server).await;
-        if let Some(dir) = &config.data_dir {
+        // After a failure the next start looks whether what is stored can be read.
+        if let Some(dir) = config.data_dir.as_ref().filter(|_| !node.has_failed()) {
             DurableStore::note_end(dir);
         }
         tracing::info!("stopped");
@@ -180,7 +182,7 @@ fn open(config: &Config, path: &Path, opening: &Arc<Opening>) -> Result<Opened, 
 
 /// What a directory without data is known to have held.
 fn lost(path: &Path, owned: &DataDir) -> Option<Lost> {
-    let (identity, aside) = (owned.identity.noted(), durable::last_set_aside(path));
+    let (identity, aside) = (owned.identity.noted(), last_set_aside(path));
     let whose = identity.map_or_else(String::new, |Identity { cluster, node, .. }| {
         format!(" of node {} of the cluster {:032x}", node.0, cluster.0)
     });

@@ -213,6 +213,36 @@ fn damaged_data_is_not_taken_for_none_either() {
     has_all(&started(folder.path()));
 }
 
+/// The next start has to look whether what is stored can be read.
+#[test]
+fn a_node_that_fails_does_not_end_in_order() {
+    let folder = unpacked();
+    let (command, address) = owner(folder.path());
+    let mut limited = Command::new("sh");
+    // No file may become larger: the engine fails in the middle of a batch.
+    limited.arg("-c").arg(r#"trap "" XFSZ; ulimit -f 4000; exec "$0" "$@""#).env_clear();
+    limited.arg(command.get_program()).args(command.get_args()).arg("--log-level=error");
+    let mut node =
+        Node { address, child: limited.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("a shell") };
+    until("the node is ready", || {
+        std::net::TcpStream::connect(address).is_ok() && node.request("GET", "/ready", &[], "").status == 200
+    });
+    let body = format!(r#"{{"value":"{}"}}"#, "x".repeat(900_000));
+    until("a write fails", || {
+        let mut client = http_support::Client(std::net::TcpStream::connect(address).expect("it listens"));
+        let wrote = client.try_send(&http_support::request("PUT", "/kvs/large", &[], &body));
+        !wrote || !matches!(client.answer().status, 200 | 201)
+    });
+    let mut status = None;
+    until("it has ended", || {
+        status = node.child.try_wait().expect("a child");
+        status.is_some()
+    });
+    assert_eq!(status.and_then(|status| status.code()), Some(1));
+    assert!(!folder.path().join("ended-in-order").exists());
+    has_all(&started(folder.path()));
+}
+
 /// Whatever is read of the store waits at this file for ever.
 fn stuck(folder: &Path) {
     let file = folder.join("fjall/keyspaces/1/current");

@@ -67,7 +67,7 @@ impl Held {
         self.0.load(Ordering::Relaxed) == WRITES_MAY
     }
 
-    fn has_failed(&self) -> bool {
+    pub fn has_failed(&self) -> bool {
         self.0.load(Ordering::Relaxed) == FAILED
     }
 

@@ -13,11 +13,9 @@
 //! aside, never deleted.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::ErrorKind;
 use std::ops::Bound;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,8 +23,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::aside::Aside;
+use super::damaged::{SetAside, set_aside};
 use super::gauge::{Ballast, Gauge, Usage, free_bytes};
 use super::opening::Opening;
+use super::sync_mark::SyncMark;
 use super::{
     Fact, Head, Listed, Result, Store, StoreError, Syncer, Version, decode, decode_head, decode_listed, encode, format,
     probe,
@@ -66,6 +66,8 @@ pub struct DurableStore {
     keys: Keyspace,
     facts: Keyspace,
     staged: BTreeMap<Key, Staged>,
+    /// The keys of `staged`, by slot: a repair looks at one slot after the other.
+    staged_keys: BTreeMap<Slot, BTreeSet<Key>>,
     /// What the engine has of the key that was looked up last. A write is decided on, counted and staged one after the other, and
     /// each of them asks.
     last_head: RefCell<Option<(Key, Option<Head>)>>,
@@ -92,21 +94,13 @@ struct FjallSyncer {
     synced: Mutex<SyncMark>,
 }
 
-fn io_error(error: &std::io::Error) -> StoreError {
-    match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::Full(error.to_string()),
-        ErrorKind::InvalidData | ErrorKind::UnexpectedEof => StoreError::Unreadable(error.to_string()),
-        _ => StoreError::Io(error.to_string()),
-    }
-}
-
 /// Damage is what a checksum proves, and nothing else: all that is damaged is set aside. What makes no sense otherwise may be the work of
 /// another release, and what the operating system refuses may be there again tomorrow.
 impl From<fjall::Error> for StoreError {
     fn from(error: fjall::Error) -> Self {
         use fjall::{Error, JournalRecoveryError, LsmError};
         match &error {
-            Error::Io(io) | Error::Storage(LsmError::Io(io)) => io_error(io),
+            Error::Io(io) | Error::Storage(LsmError::Io(io)) => Self::of_io(io),
             Error::Poisoned | Error::Locked | Error::KeyspaceDeleted => Self::Io(error.to_string()),
             Error::Storage(LsmError::ChecksumMismatch { .. })
             | Error::JournalRecovery(JournalRecoveryError::ChecksumMismatch) => Self::Damaged(error.to_string()),
@@ -139,7 +133,7 @@ impl DurableStore {
 
     fn open_telling(dir: &Path, opening: Arc<Opening>) -> Result<Self> {
         opening.is_read();
-        fs::create_dir_all(dir).map_err(|error| io_error(&error))?;
+        fs::create_dir_all(dir).map_err(|error| StoreError::of_io(&error))?;
         let ballast = Ballast::open(dir);
         let db = Database::builder(dir.join("fjall"))
             .cache_size(CACHE_BYTES)
@@ -152,7 +146,7 @@ impl DurableStore {
         let keyspace = |name| db.keyspace(name, KeyspaceCreateOptions::default);
         let (versions, keys, facts) = (keyspace("versions")?, keyspace("keys")?, keyspace("facts")?);
         let recovered = facts.get(BATCH)?.map_or(Ok(0), |bytes| decode_number(&bytes))?;
-        let mark = SyncMark::open(&dir.join("synced")).map_err(|error| io_error(&error))?;
+        let mark = SyncMark::open(&dir.join("synced")).map_err(|error| StoreError::of_io(&error))?;
         let synced = mark.number;
         // A checksum of the journal has failed, and the engine has cut it off there.
         if recovered < synced {
@@ -163,6 +157,7 @@ impl DurableStore {
         let syncer = FjallSyncer { db: db.clone(), keyspaces: keyspaces.clone(), committed, synced };
         let gauge = Arc::new(FjallGauge { db: db.clone(), keyspaces, dir: dir.to_owned(), ballast });
         let (staged, last_head, staged_facts) = (BTreeMap::new(), RefCell::default(), BTreeMap::new());
+        let staged_keys = BTreeMap::new();
         let aside = Aside::new(dir.join("set-aside.jsonl"));
         Ok(Self {
             db,
@@ -170,6 +165,7 @@ impl DurableStore {
             keys,
             facts,
             staged,
+            staged_keys,
             last_head,
             staged_facts,
             aside,
@@ -225,15 +221,26 @@ impl DurableStore {
         let _ = fs::write(dir.join(ENDED_IN_ORDER), b"");
     }
 
-    fn staged_in<'a, T>(
-        &'a self,
+    /// The staged changes of a slot after a key.
+    fn staged_of(&self, slot: Slot, after: Option<&Key>) -> BTreeMap<Key, Option<Version>> {
+        let start = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.clone()));
+        let keys =
+            self.staged_keys.get(&slot).into_iter().flat_map(|keys| keys.range((start.clone(), Bound::Unbounded)));
+        keys.filter_map(|key| Some((key.clone(), self.staged.get(key)?.version.clone()))).collect()
+    }
+
+    /// The staged changes of keys that start with `prefix`, after a key.
+    fn staged_within<T>(
+        &self,
+        prefix: &str,
         after: Option<&Key>,
-        belongs: impl Fn(Slot, &Key) -> bool + 'a,
         staged_as: impl Fn(&Version) -> T,
     ) -> BTreeMap<Key, Option<T>> {
-        let start = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.clone()));
-        let all = self.staged.range((start, Bound::Unbounded));
-        let staged = all.filter(|(key, Staged { slot, .. })| belongs(*slot, key));
+        let start = match after {
+            Some(after) if after.as_ref() >= prefix => Bound::Excluded(after.clone()),
+            _ => Bound::Included(Key::from(prefix)),
+        };
+        let staged = self.staged.range((start, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(prefix));
         staged.map(|(key, Staged { version, .. })| (key.clone(), version.as_ref().map(&staged_as))).collect()
     }
 
@@ -262,13 +269,14 @@ impl DurableStore {
             let bytes = bytes.ok_or_else(|| StoreError::Unreadable("a listed key without a version".into()))?;
             Ok((key, stored_as(&bytes)?))
         });
-        overlay(stored, self.staged_in(after, |_, key| key.starts_with(prefix), staged_as), limit)
+        overlay(stored, self.staged_within(prefix, after, staged_as), limit)
     }
 
     fn stage(&mut self, slot: Slot, key: &Key, version: Option<Version>) {
         let looked_up =
             self.last_head.borrow().as_ref().filter(|(last, _)| last == key).map(|(_, head)| head.is_some());
         let known = self.staged.get(key).map_or(looked_up, |staged| staged.known);
+        self.staged_keys.entry(slot).or_default().insert(key.clone());
         self.staged.insert(key.clone(), Staged { slot, version, known });
     }
 }
@@ -276,36 +284,6 @@ impl DurableStore {
 fn decode_number(bytes: &[u8]) -> Result<u64> {
     let number = bytes.try_into().map(u64::from_be_bytes);
     number.map_err(|_| StoreError::Unreadable("a number that is not eight bytes".into()))
-}
-
-/// A store that was damaged.
-#[derive(Debug, PartialEq, Eq)]
-pub struct SetAside {
-    /// The folder in which it is now.
-    pub place: PathBuf,
-    pub why: String,
-}
-
-/// Renames what is in `dir` so that nothing reads it and nothing is lost.
-fn set_aside(dir: &Path) -> Result<PathBuf> {
-    let free = |n: &u32| !dir.join(format!("damaged-{n}")).exists();
-    let number = (1..=u32::MAX).find(free).ok_or_else(|| StoreError::Io("no free name to set data aside".into()))?;
-    let aside = dir.join(format!("damaged-{number}"));
-    fs::create_dir(&aside).map_err(|error| io_error(&error))?;
-    for name in ["fjall", "synced"] {
-        match fs::rename(dir.join(name), aside.join(name)) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(io_error(&error)),
-            _ => {}
-        }
-    }
-    format::copy(dir, &aside).map_err(|error| io_error(&error))?;
-    Ok(aside)
-}
-
-/// Where the last damaged store of this directory is.
-pub fn last_set_aside(dir: &Path) -> Option<PathBuf> {
-    let numbers = (1..=u32::MAX).map(|number| dir.join(format!("damaged-{number}")));
-    numbers.take_while(|place| place.exists()).last()
 }
 
 /// Takes up to `limit` of what is stored, in order, with the staged changes over it.
@@ -396,7 +374,7 @@ impl Store for DurableStore {
             let (key, bytes) = entry.into_inner()?;
             Ok((decode_key(key.get(2..).unwrap_or_default())?, decode(&bytes)?))
         });
-        overlay(stored, self.staged_in(after, move |in_slot, _| in_slot == slot, Version::clone), limit)
+        overlay(stored, self.staged_of(slot, after), limit)
     }
 
     fn keys(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Version)>> {
@@ -422,10 +400,11 @@ impl Store for DurableStore {
             return Ok(false);
         }
         // First: what the batch removes must not be lost between the two.
-        self.aside.write().map_err(|error| io_error(&error))?;
+        self.aside.write().map_err(|error| StoreError::of_io(&error))?;
         let number = self.syncer.committed.load(Ordering::Relaxed) + 1;
         let mut batch = self.db.batch().durability(Some(PersistMode::Buffer));
         self.last_head.take();
+        self.staged_keys.clear();
         for (key, Staged { slot, version, known }) in std::mem::take(&mut self.staged) {
             let place = version_key(slot, &key);
             let known = known.map_or_else(|| self.versions.contains_key(&place), Ok)?;
@@ -506,35 +485,7 @@ impl Syncer for FjallSyncer {
         self.db.persist(PersistMode::SyncData)?;
         self.bound_unflushed()?;
         let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
-        synced.raise(number).map_err(|error| io_error(&error))
-    }
-}
-
-/// Up to which batch everything was synced, in a file of its own. It need not survive a loss of power: an older number, or none, only
-/// notices less. So it is written in place: the file is never another one whose contents have not reached the disk.
-struct SyncMark {
-    file: fs::File,
-    number: u64,
-}
-
-impl SyncMark {
-    fn open(path: &Path) -> std::io::Result<Self> {
-        let file = fs::File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-        let mut bytes = [0; 8];
-        let number = match file.read_exact_at(&mut bytes, 0) {
-            Ok(()) => u64::from_be_bytes(bytes),
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => 0,
-            Err(error) => return Err(error),
-        };
-        Ok(Self { file, number })
-    }
-
-    fn raise(&mut self, number: u64) -> std::io::Result<()> {
-        if self.number < number {
-            self.file.write_all_at(&number.to_be_bytes(), 0)?;
-            self.number = number;
-        }
-        Ok(())
+        synced.raise(number).map_err(|error| StoreError::of_io(&error))
     }
 }
 

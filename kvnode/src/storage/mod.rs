@@ -8,6 +8,7 @@
 //! only the process died, all that were committed.
 
 use std::fmt;
+use std::io::ErrorKind;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -137,6 +138,16 @@ impl fmt::Display for StoreError {
 
 impl std::error::Error for StoreError {}
 
+impl StoreError {
+    fn of_io(error: &std::io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::Full(error.to_string()),
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => Self::Unreadable(error.to_string()),
+            _ => Self::Io(error.to_string()),
+        }
+    }
+}
+
 pub type Result<T> = std::result::Result<T, StoreError>;
 
 /// Forces what was committed before the call to stable media. May block; may be called from another thread.
@@ -192,6 +203,7 @@ pub trait Store: Send {
 }
 
 mod aside;
+pub mod damaged;
 pub mod dir;
 pub mod durable;
 mod format;
@@ -200,6 +212,7 @@ pub mod identity;
 pub mod memory;
 pub mod opening;
 pub mod probe;
+mod sync_mark;
 mod whole;
 
 #[cfg(test)]
