@@ -38,7 +38,8 @@ impl Clock {
 
     /// A new stamp, larger than all before, at least the physical time `now_ms`.
     pub fn next(&mut self, now_ms: u64) -> Stamp {
-        let counted = self.last.0.checked_add(1).expect("2^48 ms are 8,900 years");
+        // 2^48 ms are 8,900 years. A stamp from outside may be there already; then the origins decide.
+        let counted = self.last.0.saturating_add(1);
         self.last = Stamp(counted).max(Stamp::from_millis(now_ms));
         self.last
     }

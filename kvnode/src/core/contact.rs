@@ -3,13 +3,14 @@
 //! Two clocks never meet: a batch carries its sender's own reading and gives the receiver's back. A reading that came back
 //! proves that what was sent then has arrived. Who counts as reachable because of it, [`super::pace`] says.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use super::compare::Compares;
 use super::cursor::Cursor;
 use super::formation::Seeks;
 use super::repair::Began;
 use super::replicate::{Lag, Push};
+use super::seen::Seen;
 use super::settings::Mutant;
 use super::topology::TopologyVersion;
 use super::{Core, Now, Severity};
@@ -21,8 +22,8 @@ use crate::wire::peer::{Batch, Message, Move, Progress, Report, Stage};
 const BATCH_WEIGHT_MAX: usize = 1 << 20;
 /// Between two beats that clients cause.
 const BEAT_AGAIN_MS: u64 = 50;
-/// Identifiers of forwards that are remembered per peer, to act on none of them twice.
-const FORWARDS_REMEMBERED: usize = 8_192;
+/// Beyond it no clock of a node has ever been: a sum of two such readings is still a number.
+const CLOCK_MS_MAX: u64 = 1 << 62;
 
 /// What this node knows of another.
 #[derive(Debug, Default)]
@@ -63,7 +64,7 @@ pub(super) struct Peer {
     told_topology: bool,
     queue: VecDeque<Message>,
     queue_weight: usize,
-    forwards_seen: BTreeSet<u64>,
+    forwards_seen: Seen,
     /// How far it is with our writes.
     pub cursor: Cursor,
     /// Whether those that it lacks wait for other writes to go with them, and whether clients wait for it to have them.
@@ -122,14 +123,7 @@ impl Peer {
 
     /// Whether this forward comes for the first time.
     pub fn first_time(&mut self, forward: u64) -> bool {
-        if self.forwards_seen.len() >= FORWARDS_REMEMBERED {
-            let oldest = self.forwards_seen.pop_first();
-            if oldest.is_some_and(|oldest| forward <= oldest) {
-                self.forwards_seen.extend(oldest);
-                return false;
-            }
-        }
-        self.forwards_seen.insert(forward)
+        self.forwards_seen.first_time(forward)
     }
 
     /// Another life of the node: nothing that was said to or by the earlier one counts.
@@ -243,6 +237,7 @@ impl Core {
         let mine = self.topology.as_ref().map(|topology| topology.cluster);
         match (mine, batch.cluster) {
             (Some(mine), Some(theirs)) if mine != theirs => Some("it belongs to another cluster".into()),
+            _ if batch.sent_ms > CLOCK_MS_MAX => Some("its clock reads more than any clock can".into()),
             _ if batch.from == self.settings.me => Some("it claims this node's own address".into()),
             _ => None,
         }
@@ -318,7 +313,7 @@ impl Core {
         if known <= self.life {
             return;
         }
-        self.life = Incarnation(known.0 + 1);
+        self.life = known.next();
         self.store.set_fact(super::FACT_LIFE, super::encode_fact(&self.life));
         self.urgent = true;
         if let Some(replica) = self.replica.as_mut() {
@@ -425,11 +420,11 @@ impl Core {
             peer.moves.clone_from(&progress.moves);
         }
         peer.seeks = None;
-        peer.wall_offset_ms = Some(wall_ms as i64 - now as i64);
+        peer.wall_offset_ms = Some(wall_ms.min(CLOCK_MS_MAX) as i64 - now as i64);
         let news = peer.progress.is_some();
         let serves_now = before != peer.stage && peer.stage == Some(Stage::Serving);
         // The answer to a beat carries ours, so that one request serves both directions.
-        let quiet_ms = peer.last_beat_ms.map_or(u64::MAX, |last| now - last);
+        let quiet_ms = peer.last_beat_ms.map_or(u64::MAX, |last| now.saturating_sub(last));
         if quiet_ms >= self.beat_interval_ms(from) / 2 {
             self.beat(from);
         }

@@ -52,7 +52,7 @@ impl Cursor {
     /// at once: it has caught up, or it lacks writes before those that were sent last, so that what it was sent is of no use to it.
     pub fn acknowledge(&mut self, held: u64, beyond: Option<u64>, now_ms: u64) -> bool {
         let caught_up = self.is_behind && held > self.held;
-        let gap = self.sent > self.held && beyond.is_some_and(|beyond| held + beyond < self.last_from);
+        let gap = self.sent > self.held && beyond.is_some_and(|beyond| held.saturating_add(beyond) < self.last_from);
         if held > self.held {
             (self.held, self.moved_ms, self.is_behind) = (held, now_ms, false);
         }

@@ -153,8 +153,8 @@ impl Core {
         let Some(to) = to else { return };
         let from = repair_scope.shard;
         let entry = self.copies.moves.entry(from).or_insert(Move { from, to, keys: 0, keys_total: 0, bytes: 0 });
-        entry.keys += keys;
-        entry.bytes += bytes;
+        entry.keys = entry.keys.saturating_add(keys);
+        entry.bytes = entry.bytes.saturating_add(bytes);
         entry.keys_total = total.unwrap_or(entry.keys_total);
     }
 

@@ -73,14 +73,14 @@ impl Log {
     /// The position from which the log holds `origin`'s writes after `seq`; `None` if it does not reach back that far.
     fn position_after(&self, origin: Origin, seq: u64) -> Option<u64> {
         let run = self.runs.get(&origin)?;
-        let index = (seq + 1).checked_sub(run.first_seq)?;
+        let index = seq.checked_add(1)?.checked_sub(run.first_seq)?;
         run.positions.get(usize::try_from(index).ok()?).copied()
     }
 
     /// `origin`'s writes after `seq`, up to `weight_max` bytes but at least one; `None` if the log does not reach back.
     pub fn of_origin(&self, origin: Origin, seq: u64, weight_max: usize) -> Option<Vec<Write>> {
         let run = self.runs.get(&origin)?;
-        let index = usize::try_from((seq + 1).checked_sub(run.first_seq)?).ok()?;
+        let index = usize::try_from(seq.checked_add(1)?.checked_sub(run.first_seq)?).ok()?;
         let mut weight = 0;
         let fits = |write: &&Write| {
             let first = weight == 0;

@@ -41,6 +41,7 @@ mod handover;
 mod pace;
 mod repair;
 mod replicate;
+mod seen;
 mod serve;
 mod stable;
 
@@ -249,7 +250,7 @@ impl Core {
     /// If the store can't be read.
     pub fn start(settings: Settings, mut store: Box<dyn Store>, now: Now) -> Result<Self> {
         let last_life: Option<Incarnation> = read_fact(&*store, FACT_LIFE)?;
-        let mut life = last_life.map_or(settings.life, |last| settings.life.max(Incarnation(last.0 + 1)));
+        let mut life = last_life.map_or(settings.life, |last| settings.life.max(last.next()));
         if let Some(last) = last_life
             && settings.broken(Mutant::LifeReused)
         {

@@ -131,7 +131,7 @@ impl Replica {
         if let Some(handed) = self.handed.as_mut()
             && handed.epoch == dot.origin.epoch
             && handed.members.contains(&dot.origin.node)
-            && handed.vector.get(dot.origin) + 1 == dot.seq
+            && dot.seq.checked_sub(1) == Some(handed.vector.get(dot.origin))
         {
             handed.vector.raise(dot.origin, dot.seq);
         }
@@ -147,7 +147,7 @@ impl Replica {
             inbox.weight -= inbox.writes.pop_front().map_or(0, |write| write.weight());
         }
         let last = inbox.writes.back().map_or(self.applied.get(dot.origin), |last| last.version.dot.seq);
-        if dot.seq == last + 1 && inbox.weight + write.weight() <= INBOX_WEIGHT_MAX {
+        if dot.seq.checked_sub(1) == Some(last) && inbox.weight + write.weight() <= INBOX_WEIGHT_MAX {
             inbox.weight += write.weight();
             inbox.writes.push_back(write);
         }

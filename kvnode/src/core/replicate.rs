@@ -198,7 +198,7 @@ impl Core {
         if known || !self.concerns(replica, dot.origin) {
             return Turn::Known;
         }
-        let next = dot.seq == replica.applied.get(dot.origin) + 1;
+        let next = dot.seq.checked_sub(1) == Some(replica.applied.get(dot.origin));
         let ready = next && self.dependencies_are_here(replica, &write.own_deps);
         if ready || self.settings.broken(Mutant::OriginOrder) { Turn::Ready } else { Turn::Early }
     }

@@ -283,7 +283,7 @@ impl Core {
         let reports: Vec<&Report> =
             replica.others.iter().map(|&other| self.valid_report(other)).collect::<Option<_>>()?;
         let serving = |&other: &NodeId| self.peer_of(other).is_some_and(|peer| peer.stage == Some(Stage::Serving));
-        let just_before = Origin { node, epoch: replica.origin.epoch, incarnation: Incarnation(life.0 - 1) };
+        let just_before = Origin { node, epoch: replica.origin.epoch, incarnation: life.before() };
         let all_know = reports.iter().all(|report| knows_end(report, just_before) || retired_in(report, just_before));
         if !all_know || !replica.others.iter().all(serving) {
             return None;

@@ -103,9 +103,12 @@ impl Core {
         all.sort_by_key(|&(addr, _)| (self.node_of(addr).is_none(), self.node_of(addr)));
         let moves: Vec<MoveStatus> =
             all.into_iter().flat_map(|(addr, moves)| moves.into_iter().map(move |one| name(addr, &one))).collect();
-        let sum = |of: fn(&MoveStatus) -> u64| moves.iter().map(of).sum::<u64>();
+        let sum = |of: fn(&MoveStatus) -> u64| moves.iter().map(of).fold(0, u64::saturating_add);
         let (keys, keys_total, bytes) = (sum(|one| one.keys), sum(|one| one.keys_total), sum(|one| one.bytes));
-        let part = |of: u64, times: u64, per: u64| (u128::from(of) * u128::from(times) / u128::from(per.max(1))) as u64;
+        let part = |of: u64, times: u64, per: u64| {
+            let part = u128::from(of) * u128::from(times) / u128::from(per.max(1));
+            u64::try_from(part).unwrap_or(u64::MAX)
+        };
         let heard_ms = match topology.transition {
             Transition::Steady => None,
             _ => self.office.change_heard,
