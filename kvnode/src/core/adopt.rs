@@ -14,12 +14,9 @@ use super::replica::{Handed, Replica};
 use super::settings::Mutant;
 use super::topology::{Bearings, Layout, Topology, Transition};
 use super::{Core, FACT_TOPOLOGY, Settling, Severity, contact::Peer, encode_fact};
-use crate::storage::{Listed, Result};
-use crate::wire::ident::{Addr, Epoch, Incarnation, NodeId, Origin, ShardId, Slot};
+use crate::storage::Result;
+use crate::wire::ident::{Addr, Epoch, NodeId, Origin, ShardId, Slot};
 use crate::wire::peer::Stage;
-
-/// Versions read at once where all are gone through.
-const VERSIONS_AT_ONCE: usize = 1_000;
 
 /// How a node gets from one topology to the next.
 enum Step {
@@ -37,41 +34,71 @@ impl Core {
         if self.topology.as_ref().is_some_and(|mine| mine.version >= topology.version) {
             return Ok(());
         }
-        self.store.set_fact(FACT_TOPOLOGY, encode_fact(&topology));
-        self.urgent = true;
+        if let Some(dropping) = self.dropping.as_mut() {
+            if dropping.topology.version < topology.version {
+                dropping.topology = topology;
+            }
+            return Ok(());
+        }
         let Some(before) = self.topology.clone() else {
+            self.keep_topology(&topology);
             self.say(Severity::Info, format!("in the cluster of {} nodes", topology.nodes.len()));
             let me = topology.node_at(&self.settings.me);
             // One that has lost its data is listed with an earlier birth, until it is listed anew.
             self.forms = me.is_some_and(|me| topology.births.get(&me) == Some(&self.birth));
             self.store.set_fact(super::formation::FACT_FORMS, encode_fact(&self.forms));
             self.say_what_is_missing(&topology);
-            self.begin_anew(topology)?;
+            self.begin_anew(topology);
             self.join_consensus();
             return self.adopted();
         };
         let (was, is) = (self.me, topology.node_at(&self.settings.me));
         let step = if was == is { step_between(was, before, &topology) } else { Step::Anew };
-        if was.is_some() && is.is_none() {
-            let text = if self.asks_to_join() {
-                "this node was removed from the cluster while it was away; it asks to be in the view again, with no shard"
-            } else {
-                "this node was removed from the cluster; started again it joins the view, with no shard"
-            };
-            self.say(Severity::Warn, text);
-        }
-        let new_generation =
-            self.consensus.as_ref().is_some_and(|consensus| consensus.generation() < topology.version.generation);
+        let new_generation = self.has_new_generation(&topology);
         match step {
-            Step::Stay => self.stay(topology),
-            Step::Flip { before } => self.flip(&before, topology),
+            Step::Stay => {
+                self.keep_topology(&topology);
+                self.stay(topology);
+            }
+            Step::Flip { before } => {
+                self.keep_topology(&topology);
+                self.flip(&before, topology);
+            }
             Step::Anew => {
-                self.set_aside_unshared()?;
-                self.forms_no_more();
-                self.begin_another_life(topology.layout.epoch);
-                self.begin_anew(topology)?;
+                if was.is_some() && is.is_none() {
+                    let text = if self.asks_to_join() {
+                        "this node was removed from the cluster while it was away; it asks to be in the view again, with no shard"
+                    } else {
+                        "this node was removed from the cluster; started again it joins the view, with no shard"
+                    };
+                    self.say(Severity::Warn, text);
+                }
+                return self.drop_for(topology);
             }
         }
+        if new_generation {
+            self.join_consensus();
+        }
+        self.adopted()
+    }
+
+    fn keep_topology(&mut self, topology: &Topology) {
+        self.store.set_fact(FACT_TOPOLOGY, encode_fact(topology));
+        self.urgent = true;
+    }
+
+    fn has_new_generation(&self, topology: &Topology) -> bool {
+        self.consensus.as_ref().is_some_and(|consensus| consensus.generation() < topology.version.generation)
+    }
+
+    /// Takes over a topology under which nothing of what was here counts, now that it is dropped.
+    pub(super) fn adopt_with_nothing(&mut self, topology: Topology, wrote_under: Option<Epoch>) -> Result<()> {
+        let (was, is) = (self.me, topology.node_at(&self.settings.me));
+        let new_generation = self.has_new_generation(&topology);
+        self.keep_topology(&topology);
+        self.forms_no_more();
+        self.begin_another_life(wrote_under, topology.layout.epoch);
+        self.begin_anew(topology);
         if was != is || new_generation {
             self.join_consensus();
         }
@@ -186,64 +213,21 @@ impl Core {
         self.replica_changed = true;
     }
 
-    /// Keeps what may be nowhere else where a person finds it.
-    ///
-    /// It is not brought back under its old stamps: meanwhile those who saw it were served without it, and may have
-    /// overwritten or deleted what they would then see again.
-    fn set_aside_unshared(&mut self) -> Result<()> {
-        let (mut found, mut kept) = (0_u64, false);
-        let mut last = None;
-        loop {
-            let listed = self.store.list("", last.as_ref(), VERSIONS_AT_ONCE)?;
-            for (key, Listed { dot, .. }) in &listed {
-                if self.is_stable(dot.origin, dot.seq) || self.was_stable(*dot) {
-                    continue;
-                }
-                if let Some(version) = self.store.get(Slot::of(key), key)? {
-                    kept = self.store.set_aside(key, &version);
-                    found += 1;
-                }
-            }
-            let Some((key, _)) = listed.into_iter().next_back() else { break };
-            last = Some(key);
-        }
-        if found > 0 {
-            let fate = if kept { "they are set aside in the data directory" } else { "they are lost" };
-            let text = format!("{found} writes from before this node was given up may be nowhere else: {fate}");
-            self.say(Severity::Warn, text);
-        }
-        Ok(())
-    }
-
     /// What is written from here on must not be named as what was written before is: the layout may be the one that this node has
     /// written under already, and with its data it forgets how far it has counted. (Found by seed 6419 of 10,000 operations: two
     /// deletions had one name.)
-    fn begin_another_life(&mut self, epoch: Epoch) {
-        // What clients wait for may be nowhere any more, or have got to others.
-        if !self.settings.broken(Mutant::DroppedIsDone) {
-            self.give_up_unacknowledged();
-        }
+    fn begin_another_life(&mut self, wrote_under: Option<Epoch>, epoch: Epoch) {
         // The layout may also be one before the present one: an operator has recovered the cluster from there.
-        let has_written = self.replica.as_ref().is_some_and(|replica| replica.origin.epoch >= epoch);
-        if !has_written || self.settings.broken(Mutant::LifeKept) {
+        if wrote_under.is_none_or(|before| before < epoch) || self.settings.broken(Mutant::LifeKept) {
             return;
         }
-        self.life = Incarnation(self.life.0 + 1);
+        self.life = self.life.next();
         self.store.set_fact(super::FACT_LIFE, encode_fact(&self.life));
         self.urgent = true;
     }
 
-    /// Drops everything and takes the new place.
-    fn begin_anew(&mut self, topology: Topology) -> Result<()> {
-        let mut last = None;
-        loop {
-            let listed = self.store.list("", last.as_ref(), VERSIONS_AT_ONCE)?;
-            for (key, Listed { dot, has_value, .. }) in &listed {
-                self.inventory.discard(&mut *self.store, key, *dot, *has_value);
-            }
-            let Some((key, _)) = listed.into_iter().next_back() else { break };
-            last = Some(key);
-        }
+    /// Takes a new place. There is nothing in the store.
+    fn begin_anew(&mut self, topology: Topology) {
         self.nothing_is_uncovered();
         self.settling = Settling::default();
         self.take_place(topology);
@@ -253,7 +237,6 @@ impl Core {
         {
             replica.stage = Stage::Serving;
         }
-        Ok(())
     }
 
     fn reset_pushes(&mut self) {

@@ -139,7 +139,8 @@ impl Core {
     /// Brings a replica that holds nothing complete towards serving.
     pub(super) fn fill_step(&mut self) -> Result<()> {
         let Some(replica) = &self.replica else { return Ok(()) };
-        if replica.stage != Stage::Filling || self.repair.is_some() || self.transfer.is_some() {
+        let is_busy = self.repair.is_some() || self.transfer.is_some() || self.dropping.is_some();
+        if replica.stage != Stage::Filling || is_busy {
             return Ok(());
         }
         if !self.takes_writes() {

@@ -75,7 +75,7 @@ impl Core {
 
     /// Goes on with what has to be fetched from nodes of other shards or of the layout before.
     pub(super) fn handover_step(&mut self) {
-        if self.transfer.is_some() || self.draining || !self.takes_writes() {
+        if self.transfer.is_some() || self.dropping.is_some() || self.draining || !self.takes_writes() {
             return;
         }
         let Some(topology) = &self.topology else { return };

@@ -34,6 +34,7 @@ mod consensus;
 mod contact;
 mod cursor;
 mod deadline;
+mod dropping;
 mod formation;
 mod forward;
 mod govern;
@@ -58,6 +59,7 @@ use causal::Vector;
 use compare::Uncovered;
 use consensus::Consensus;
 use contact::Peer;
+use dropping::Dropping;
 use forward::Forwards;
 use govern::Office;
 use handover::Copies;
@@ -198,6 +200,8 @@ pub struct Core {
     replica: Option<Replica>,
     /// What was fetched for a layout that is not the present one yet.
     copies: Copies,
+    /// Everything here is being dropped, for a topology that is not the present one yet.
+    dropping: Option<Dropping>,
     /// Whether `replica`'s facts have changed since the last commit.
     replica_changed: bool,
     /// See [`Committed::urgent`].
@@ -285,6 +289,7 @@ impl Core {
             peers: peers.map(|addr| (addr.clone(), Peer::new())).collect(),
             replica: None,
             copies: copies.unwrap_or_default(),
+            dropping: None,
             replica_changed: false,
             urgent: true,
             stables: BTreeMap::new(),
@@ -377,6 +382,7 @@ impl Core {
             return Ok(());
         }
         self.notice_lost_peers();
+        self.drop_step()?;
         self.formation_step()?;
         self.govern_step()?;
         self.repair_step();

@@ -447,6 +447,11 @@ fn an_empty_replica_does_not_serve() {
 }
 
 #[test]
+fn what_counts_no_more_is_dropped_in_steps() {
+    assert_eq!(written_off::what_counts_no_more_is_dropped_in_steps(), Ok(()));
+}
+
+#[test]
 fn a_shard_that_has_lost_all_its_data_does_not_begin_anew() {
     shows(lost_data::a_shard_that_has_lost_all_its_data_does_not_begin_anew, Mutant::LostIsEmpty);
 }

@@ -12,15 +12,22 @@ pub struct Disk {
     store: Arc<Mutex<MemoryStore>>,
     /// What was put since somebody last asked.
     written: Arc<Mutex<Vec<(Key, Version)>>>,
+    /// Removals since the last commit, and the most there have been in one.
+    removed: Arc<Mutex<(usize, usize)>>,
 }
 
 impl Disk {
     pub fn new() -> Self {
-        Self { store: Arc::new(Mutex::new(MemoryStore::with_undo())), written: Arc::default() }
+        Self { store: Arc::new(Mutex::new(MemoryStore::with_undo())), written: Arc::default(), removed: Arc::default() }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, MemoryStore> {
         self.store.lock().expect("one thread")
+    }
+
+    /// The most that one batch has removed.
+    pub fn removed_at_once(&self) -> usize {
+        self.removed.lock().expect("one thread").1
     }
 
     pub fn take_written(&self) -> Vec<(Key, Version)> {
@@ -43,6 +50,7 @@ impl Store for Disk {
     }
 
     fn remove(&mut self, slot: Slot, key: &Key) {
+        self.removed.lock().expect("one thread").0 += 1;
         self.lock().remove(slot, key);
     }
 
@@ -79,6 +87,9 @@ impl Store for Disk {
     }
 
     fn commit(&mut self) -> Result<bool> {
+        let mut removed = self.removed.lock().expect("one thread");
+        *removed = (0, removed.1.max(removed.0));
+        drop(removed);
         self.lock().commit()
     }
 

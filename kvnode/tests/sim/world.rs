@@ -512,6 +512,11 @@ impl World {
         self.nodes[node].core.as_ref()
     }
 
+    /// The most that a node has removed in one batch.
+    pub fn removed_at_once(&self, node: usize) -> usize {
+        self.nodes[node].disk.removed_at_once()
+    }
+
     /// Keys that a node's disk holds, whether the node owns their slots or not.
     pub fn stored(&self, node: usize) -> Vec<Key> {
         let all = self.nodes[node].disk.lock().keys("", None, usize::MAX).expect("memory does not fail");

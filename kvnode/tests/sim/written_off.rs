@@ -241,3 +241,44 @@ fn put_and_delete(world: &mut World, id: u64, key: &Key) -> Result<Dot, String> 
         other => Err(format!("a deletion is answered {other:?}")),
     }
 }
+
+/// A node that was removed while it was down may have millions of versions: they go in parts, a turn each, and a crash in between costs
+/// nothing. It joins when they are gone.
+pub fn what_counts_no_more_is_dropped_in_steps() -> Result<(), String> {
+    const KEYS: u64 = 7_000;
+    const AT_ONCE: usize = 2_500;
+    let mut world = cluster(None);
+    for number in 0..KEYS {
+        let op = Op::Put { key: format!("key-{number}").as_str().into(), value: "1".into() };
+        world.request((number % 6) as usize, 1_000 + number, op, Vec::new());
+        if number % 100 == 99 {
+            world.run_until(30, |_| false);
+        }
+    }
+    world.run_until(2_000, |_| false);
+    let before = world.stored(5).len();
+    if before < AT_ONCE {
+        return Err(format!("only {before} keys to drop"));
+    }
+    world.kill(5);
+    let addr = world.nodes[5].addr.clone();
+    world.admin(0, 1, AdminOp::RemoveNode(addr.clone()));
+    let gone = |world: &World| world.topology().is_some_and(|topology| topology.node_at(&addr).is_none());
+    wait_for(&mut world, 20_000, "the removal", gone)?;
+    world.start(5);
+    wait_for(&mut world, 3_000, "the first part to be dropped", |world| world.stored(5).len() < before)?;
+    if world.stored(5).is_empty() {
+        return Err("all of it was dropped in one turn".into());
+    }
+    world.kill(5);
+    world.start(5);
+    wait_for(&mut world, 10_000, "the rest to be dropped", |world| world.stored(5).is_empty())?;
+    let most = world.removed_at_once(5);
+    if most > AT_ONCE {
+        return Err(format!("{most} versions were dropped in one batch"));
+    }
+    wait_for(&mut world, 10_000, "the node to take its new place", |world| {
+        let own = world.core(5).and_then(|core| core.topology());
+        own.is_some_and(|own| world.topology().is_some_and(|newest| newest.version == own.version))
+    })
+}
