@@ -2,8 +2,10 @@
 //!
 //! A node whose data counts no more (see [`super::adopt`]) takes over the topology that says so only once the data is gone. Until then it
 //! goes by the one before, in the place that it had there, with a replica that is to be filled and has nothing: nobody is served from
-//! what is left, or filled by it. A restart in between finds just that, is told the newer topology again, and goes on.
+//! what is left, or filled by it. A restart in between finds just that, is told the newer topology again, and goes on. Meanwhile it is a
+//! node that has lost its data ([`super::loss`]): under the topology before, nothing may begin as if there had never been any.
 
+use super::loss::Lost;
 use super::settings::Mutant;
 use super::topology::Topology;
 use super::{Core, Severity};
@@ -27,13 +29,18 @@ pub(super) struct Dropping {
     /// Writes that may be nowhere else, and whether they are kept somewhere.
     unshared: u64,
     kept: bool,
+    /// What it had lost before that.
+    lost_before: Option<Lost>,
 }
 
 impl Core {
     /// Nothing of what this node has counts under a newer topology.
     pub(super) fn drop_for(&mut self, topology: Topology) -> Result<()> {
         let wrote_under = self.replica.as_ref().map(|replica| replica.origin.epoch);
-        self.dropping = Some(Dropping { topology, wrote_under, after: None, unshared: 0, kept: false });
+        let lost_before = self.lost.take().filter(|lost| !lost.is_dropped);
+        let what = "what it has counts no more and is being dropped".to_owned();
+        self.note_loss(Some(Lost { cluster: Some(topology.cluster), what, is_dropped: true }));
+        self.dropping = Some(Dropping { topology, wrote_under, after: None, unshared: 0, kept: false, lost_before });
         // What clients wait for may be nowhere any more, or have got to others.
         if !self.settings.broken(Mutant::DroppedIsDone) {
             self.give_up_unacknowledged();
@@ -57,7 +64,8 @@ impl Core {
             self.dropping = Some(dropping);
             return Ok(());
         }
-        let Dropping { topology, wrote_under, unshared, kept, .. } = dropping;
+        let Dropping { topology, wrote_under, unshared, kept, lost_before, .. } = dropping;
+        self.note_loss(lost_before);
         if unshared > 0 {
             let fate = if kept { "they are set aside in the data directory" } else { "they are lost" };
             let text = format!("{unshared} writes from before this node was given up may be nowhere else: {fate}");

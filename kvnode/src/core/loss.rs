@@ -30,6 +30,8 @@ pub struct Lost {
     pub cluster: Option<ClusterId>,
     /// What is gone and from where, for people.
     pub what: String,
+    /// It counts no more under a newer topology, and is being dropped (see [`super::dropping`]): nobody has to bring it back.
+    pub is_dropped: bool,
 }
 
 /// What is known of a node's past from outside of its store.
@@ -83,7 +85,8 @@ impl Core {
 
     /// Why this node begins nothing.
     pub(super) fn own_loss(&self) -> Option<String> {
-        self.lost.as_ref().map(|lost| format!("{}: {WAYS}", lost.what))
+        let lost = self.lost.as_ref()?;
+        Some(if lost.is_dropped { lost.what.clone() } else { format!("{}: {WAYS}", lost.what) })
     }
 
     /// Why nothing begins beside another node.
@@ -126,8 +129,14 @@ impl Core {
 
     /// The replica is complete, or there is none to be.
     pub(super) fn is_whole_again(&mut self) {
-        if self.lost.take().is_some() {
-            self.store.set_fact(FACT_LOST, encode_fact(&None::<Lost>));
+        self.note_loss(None);
+    }
+
+    /// Also for a life that follows a crash.
+    pub(super) fn note_loss(&mut self, lost: Option<Lost>) {
+        if self.lost != lost {
+            self.store.set_fact(FACT_LOST, encode_fact(&lost));
+            self.lost = lost;
         }
     }
 }

@@ -276,7 +276,7 @@ impl World {
         let cluster = self.topology().map(|topology| topology.cluster);
         self.wipe(node);
         let what = format!("the data of {} is gone", self.nodes[node].addr);
-        self.nodes[node].past = Past::Lost(Lost { cluster, what });
+        self.nodes[node].past = Past::Lost(Lost { cluster, what, is_dropped: false });
     }
 
     pub fn request(&mut self, node: usize, id: u64, op: Op, tokens: Vec<String>) {

@@ -271,7 +271,15 @@ pub fn what_counts_no_more_is_dropped_in_steps() -> Result<(), String> {
         return Err("all of it was dropped in one turn".into());
     }
     world.kill(5);
+    // Whom it meets first does not know either that it counts no more: it must not be taken for one that never had anything.
+    cut(&mut world, &[5], &[0, 1, 2, 3, 4]);
     world.start(5);
+    world.run_until(2_000, |_| false);
+    let why = world.core(5).and_then(|core| core.ready().err()).unwrap_or_default();
+    if !why.contains("being dropped") {
+        return Err(format!("a node that has dropped a part says {why:?}"));
+    }
+    world.weather.clear();
     wait_for(&mut world, 10_000, "the rest to be dropped", |world| world.stored(5).is_empty())?;
     let most = world.removed_at_once(5);
     if most > AT_ONCE {
