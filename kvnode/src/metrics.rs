@@ -33,6 +33,11 @@ pub fn render(status: &Status) -> String {
     gauge("forwarded_requests", "Requests that wait for other nodes.", status.forwarded as u64);
     gauge("vector_entries", "Entries of the replica's version vector.", status.vector_entries as u64);
     gauge("lost_origins", "Origins of whose last writes some are lost.", status.losses.len() as u64);
+    gauge(
+        "refused_log_messages",
+        "Messages of the topology's log that no voter sends, refused since the start.",
+        status.refused_log_messages,
+    );
     let mut by_peer = |name: &str, help: &str, value: &dyn Fn(&PeerStatus) -> Option<u64>| {
         let lines = status.peers.iter().filter_map(|peer| Some((&peer.node, value(peer)?)));
         let lines: String = lines.map(|(node, value)| format!("kvnode_{name}{{peer=\"{node}\"}} {value}\n")).collect();

@@ -5,23 +5,23 @@
 //! another voter, and can't break a promise that it has forgotten.
 
 mod electorate;
+mod ledger;
+mod vet;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use protobuf::Message as _;
 use raft::eraftpb::{
-    ConfChange, ConfChangeType, ConfState, Entry, EntryType, HardState, Message as RaftMessage, MessageType, Snapshot,
+    ConfChange, ConfChangeType, ConfState, Entry, EntryType, Message as RaftMessage, MessageType, Snapshot,
 };
-use raft::{
-    Config, GetEntriesContext, Progress, ProgressState, RaftState, RawNode, SnapshotStatus, StateRole, Storage,
-    StorageError,
-};
+use raft::{Config, Progress, ProgressState, RawNode, SnapshotStatus, StateRole, Storage};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use electorate::{Electorate, Step};
+use ledger::{Ledger, decode_state};
 
-use super::topology::{Proposal, RequestId, Topology, TopologyVersion};
+use super::topology::{Proposal, RequestId, Topology};
 use crate::wire::ident::{Incarnation, NodeId};
 
 /// Ticks without a word from the leader after which an election begins: this many to twice this many.
@@ -31,21 +31,26 @@ const HEARTBEAT_TICKS: usize = 2;
 pub const CONSENSUS_TICK_MS: u64 = 125;
 /// Entries after which the log is cut.
 const LOG_LENGTH_MAX: usize = 64;
-/// Bits of a seat that tell the life.
-const LIFE_BITS: u32 = 44;
-
 /// Names a voter: a node, and the life in which its data began. Never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seat(u64);
 
 impl Seat {
     pub fn of(node: NodeId, birth: Incarnation) -> Self {
-        Self((u64::from(node.0) << LIFE_BITS) | (birth.0 & ((1 << LIFE_BITS) - 1)))
+        Self((u64::from(node.0) << Incarnation::BITS) | (birth.0 & ((1 << Incarnation::BITS) - 1)))
     }
 
     pub fn node(self) -> NodeId {
-        NodeId((self.0 >> LIFE_BITS) as u32)
+        NodeId((self.0 >> Incarnation::BITS) as u32)
     }
+}
+
+/// Who has sent a message of the log, as far as the node knows.
+pub struct Sender<'a> {
+    /// The node at the address that the batch came from.
+    pub node: Option<NodeId>,
+    /// The births of the topology that this node goes by, which may be ahead of its log.
+    pub births: &'a BTreeMap<NodeId, Incarnation>,
 }
 
 /// What one turn of the log leaves to be done.
@@ -173,15 +178,21 @@ impl Consensus {
         }
     }
 
-    /// Takes a message of another voter. What can't be read or is not for this seat is dropped.
-    pub fn step(&mut self, bytes: &[u8]) {
-        let Ok(message) = RaftMessage::parse_from_bytes(bytes) else { return };
+    /// Takes a message of another voter. What can't be read or is not for this seat is dropped; so is what no voter of this cluster
+    /// sends, which the crate would panic at or believe.
+    ///
+    /// # Errors
+    /// Why it was refused.
+    pub fn step(&mut self, bytes: &[u8], sender: &Sender<'_>) -> Result<(), &'static str> {
+        let Ok(message) = RaftMessage::parse_from_bytes(bytes) else { return Err("it can't be read") };
         if message.to == self.seat.0 {
+            vet::vet(&self.raw.raft, &self.state, &message, sender)?;
             self.stirred = true;
             self.leave_former_leader(&message);
             // Refusals (of a stale term, of an unknown voter) are Raft's way of ignoring a message.
             let _ = self.raw.step(message);
         }
+        Ok(())
     }
 
     /// Who asks for votes does not lead any more. The crate would keep it for the leader, and vote for nobody, until the time of an
@@ -356,10 +367,12 @@ impl Consensus {
                     }
                 }
                 EntryType::EntryConfChange => {
-                    let change = ConfChange::parse_from_bytes(&entry.data).expect("proposed by this code");
-                    let conf = self.raw.apply_conf_change(&change).expect("a change of one voter is valid");
-                    self.raw.mut_store().conf = conf;
-                    self.leave_leader_without_vote();
+                    // One that takes the last vote away is no change, at any voter.
+                    let change = ConfChange::parse_from_bytes(&entry.data);
+                    if let Some(conf) = change.ok().and_then(|change| self.raw.apply_conf_change(&change).ok()) {
+                        self.raw.mut_store().conf = conf;
+                        self.leave_leader_without_vote();
+                    }
                 }
                 EntryType::EntryConfChangeV2 => {}
             }
@@ -385,150 +398,6 @@ impl Consensus {
             ledger.snapshot = snapshot.clone();
         }
         ledger.present = snapshot;
-    }
-}
-
-fn decode_state(snapshot: &Snapshot) -> Option<Topology> {
-    let mut state: Topology = postcard::from_bytes(snapshot.get_data()).ok()?;
-    state.version = TopologyVersion { index: snapshot.get_metadata().index, ..state.version };
-    Some(state)
-}
-
-/// What Raft keeps: its promises, the voters, and the log since the last snapshot.
-#[derive(Default)]
-struct Ledger {
-    hard: HardState,
-    /// The voters at the end of what is applied.
-    conf: ConfState,
-    /// The state that the log starts from.
-    snapshot: Snapshot,
-    /// The state that what is applied of the log has led to.
-    present: Snapshot,
-    entries: Vec<Entry>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Stored {
-    hard: Vec<u8>,
-    conf: Vec<u8>,
-    snapshot: Vec<u8>,
-    entries: Vec<Vec<u8>>,
-}
-
-impl Ledger {
-    fn restart(&mut self, topology: &Topology, conf: ConfState, term: u64) {
-        let metadata = self.snapshot.mut_metadata();
-        metadata.index = topology.version.index;
-        metadata.term = term;
-        metadata.set_conf_state(conf.clone());
-        let data = postcard::to_stdvec(topology).expect("a topology holds nothing that postcard refuses");
-        self.snapshot.set_data(data.into());
-        self.hard.set_term(term);
-        self.hard.set_commit(topology.version.index);
-        self.conf = conf;
-        self.present = self.snapshot.clone();
-    }
-
-    fn state(&self) -> Option<Topology> {
-        decode_state(&self.snapshot)
-    }
-
-    fn take_snapshot(&mut self, snapshot: Snapshot) {
-        let metadata = snapshot.get_metadata();
-        self.conf = metadata.get_conf_state().clone();
-        self.hard.set_term(self.hard.term.max(metadata.term));
-        self.hard.set_commit(metadata.index);
-        self.entries.clear();
-        self.present = snapshot.clone();
-        self.snapshot = snapshot;
-    }
-
-    fn append(&mut self, entries: Vec<Entry>) {
-        if let Some(first) = entries.first() {
-            self.entries.retain(|entry| entry.index < first.index);
-        }
-        self.entries.extend(entries);
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        let bytes = |message: &dyn protobuf::Message| message.write_to_bytes().expect("made by Raft");
-        let stored = Stored {
-            hard: bytes(&self.hard),
-            conf: bytes(&self.conf),
-            snapshot: bytes(&self.snapshot),
-            entries: self.entries.iter().map(|entry| bytes(entry)).collect(),
-        };
-        postcard::to_stdvec(&stored).expect("bytes only")
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let stored: Stored = postcard::from_bytes(bytes).ok()?;
-        let snapshot = Snapshot::parse_from_bytes(&stored.snapshot).ok()?;
-        Some(Self {
-            hard: HardState::parse_from_bytes(&stored.hard).ok()?,
-            conf: ConfState::parse_from_bytes(&stored.conf).ok()?,
-            present: snapshot.clone(),
-            snapshot,
-            entries: stored.entries.iter().map(|entry| Entry::parse_from_bytes(entry).ok()).collect::<Option<_>>()?,
-        })
-    }
-
-    fn first(&self) -> u64 {
-        self.snapshot.get_metadata().index + 1
-    }
-
-    fn last(&self) -> u64 {
-        self.entries.last().map_or(self.snapshot.get_metadata().index, |entry| entry.index)
-    }
-}
-
-impl Storage for Ledger {
-    fn initial_state(&self) -> raft::Result<RaftState> {
-        // Entries after the snapshot are applied again at start, changes of voters among them.
-        Ok(RaftState::new(self.hard.clone(), self.snapshot.get_metadata().get_conf_state().clone()))
-    }
-
-    fn entries(
-        &self,
-        low: u64,
-        high: u64,
-        max_size: impl Into<Option<u64>>,
-        _: GetEntriesContext,
-    ) -> raft::Result<Vec<Entry>> {
-        if low < self.first() {
-            return Err(raft::Error::Store(StorageError::Compacted));
-        }
-        let wanted = self.entries.iter().filter(|entry| (low..high).contains(&entry.index));
-        let mut entries: Vec<Entry> = wanted.cloned().collect();
-        raft::util::limit_size(&mut entries, max_size.into());
-        Ok(entries)
-    }
-
-    fn term(&self, index: u64) -> raft::Result<u64> {
-        let metadata = self.snapshot.get_metadata();
-        if index == metadata.index {
-            return Ok(metadata.term);
-        }
-        if index < metadata.index {
-            return Err(raft::Error::Store(StorageError::Compacted));
-        }
-        let entry = self.entries.iter().find(|entry| entry.index == index);
-        entry.map(|entry| entry.term).ok_or(raft::Error::Store(StorageError::Unavailable))
-    }
-
-    fn first_index(&self) -> raft::Result<u64> {
-        Ok(self.first())
-    }
-
-    fn last_index(&self) -> raft::Result<u64> {
-        Ok(self.last())
-    }
-
-    fn snapshot(&self, request_index: u64, _: u64) -> raft::Result<Snapshot> {
-        if request_index > self.present.get_metadata().index {
-            return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
-        }
-        Ok(self.present.clone())
     }
 }
 

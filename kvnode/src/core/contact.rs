@@ -151,6 +151,9 @@ impl Peer {
 
     /// Somebody else knows a later life of this node.
     pub fn learn_life(&mut self, life: Incarnation) {
+        if !life.is_possible() {
+            return;
+        }
         self.newest_life = self.newest_life.max(Some(life));
         if self.life < self.newest_life {
             (self.stage, self.has_lost) = (None, false);
@@ -239,6 +242,7 @@ impl Core {
             (Some(mine), Some(theirs)) if mine != theirs => Some("it belongs to another cluster".into()),
             _ if batch.sent_ms > CLOCK_MS_MAX => Some("its clock reads more than any clock can".into()),
             _ if batch.from == self.settings.me => Some("it claims this node's own address".into()),
+            _ if !batch.life.is_possible() => Some("no node can have lived so often".into()),
             _ => None,
         }
     }
@@ -310,7 +314,7 @@ impl Core {
 
     /// Somebody knows a later life of this address: this one goes on under a still later number.
     pub(super) fn superseded(&mut self, known: Incarnation) {
-        if known <= self.life {
+        if known <= self.life || !known.may_be_followed() {
             return;
         }
         self.life = known.next();

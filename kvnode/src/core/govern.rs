@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::admin::{Asked, JobState};
-use super::consensus::Consensus;
+use super::consensus::{Consensus, Sender};
 use super::topology::{ChangeKind, Ended, Proposal, RequestId, Topology, Transition};
 use super::{Core, FACT_RAFT, Severity};
 use crate::storage::Result;
@@ -16,6 +16,8 @@ use crate::wire::peer::{Message, Progress, Stage};
 const JOIN_AGAIN_MS: u64 = 500;
 /// Addresses that asked to join and are remembered.
 const JOINERS_MAX: usize = 256;
+/// Refused messages of the log are told at most so often.
+const REFUSAL_AGAIN_MS: u64 = 60_000;
 /// A node that is to be removed and was not heard for so long is not waited for.
 const GIVEN_UP_MS: u64 = 3_000;
 
@@ -33,6 +35,9 @@ pub(super) struct Office {
     /// Set when this node founded the cluster, until it has called the first election.
     pub founded: bool,
     was_leader: bool,
+    /// Messages of the log that were refused, and when that was said last.
+    refused: u64,
+    refusal_said_ms: Option<u64>,
     /// The leader that was heard last, and in which life.
     pub led_by: Option<(NodeId, Incarnation)>,
     /// The change that was heard of last, and when.
@@ -110,14 +115,37 @@ impl Core {
 
     pub(super) fn raft_message(&mut self, from: &Addr, generation: u64, bytes: &[u8]) {
         let sender = self.node_of(from).zip(self.peers.get(from).and_then(|peer| peer.life));
-        if let Some(consensus) = self.consensus.as_mut().filter(|consensus| consensus.generation() == generation) {
-            consensus.step(bytes);
-            if let Some((node, _)) = sender
-                && consensus.leader() == Some(node)
-            {
-                self.office.led_by = sender;
-            }
+        let (Some(consensus), Some(topology)) = (self.consensus.as_mut(), &self.topology) else { return };
+        if consensus.generation() != generation {
+            return;
         }
+        let by = Sender { node: sender.map(|(node, _)| node), births: &topology.births };
+        if let Err(why) = consensus.step(bytes, &by) {
+            self.refuse_log_message(from, why);
+            return;
+        }
+        if let Some((node, _)) = sender
+            && consensus.leader() == Some(node)
+        {
+            self.office.led_by = sender;
+        }
+    }
+
+    /// Counts it, and says so now and then: who forges messages can send any number.
+    fn refuse_log_message(&mut self, from: &Addr, why: &str) {
+        let now = self.now.mono_ms;
+        self.office.refused += 1;
+        if self.office.refusal_said_ms.is_none_or(|at| now.saturating_sub(at) >= REFUSAL_AGAIN_MS) {
+            self.office.refusal_said_ms = Some(now);
+            let count = self.office.refused;
+            let text = format!("a message of the topology's log from {from} was refused ({count} so far): {why}");
+            self.say(Severity::Warn, text);
+        }
+    }
+
+    /// Messages of the log that were refused since the start.
+    pub fn refused_log_messages(&self) -> u64 {
+        self.office.refused
     }
 
     pub(super) fn next_request(&mut self) -> RequestId {

@@ -318,7 +318,7 @@ async fn a_turn_at_once_waits_for_the_disk_if_it_must() {
         cluster: None,
         version: crate::core::topology::TopologyVersion::default(),
         from: from.clone(),
-        life: Incarnation(u64::MAX / 2),
+        life: Incarnation(1 << 42),
         to_life: None,
         sent_ms: 1,
         echo_ms: 0,
@@ -338,7 +338,7 @@ async fn a_turn_at_once_waits_for_the_disk_if_it_must() {
     assert!(!answer.is_finished());
     disk.set_stuck(false);
     let answer = timeout(Duration::from_secs(5), answer).await.expect("it is answered then").unwrap();
-    assert!(answer.is_some_and(|answer| answer.to_life == Some(Incarnation(u64::MAX / 2))));
+    assert!(answer.is_some_and(|answer| answer.to_life == Some(Incarnation(1 << 42))));
 }
 
 /// The other replica's disk works while this node's does, and the client waits for both.
@@ -393,4 +393,30 @@ async fn a_link_rests_until_its_answer_is_heard() {
     assert_eq!(turn::next_batch(&node.shared, &other), None);
     lock(&node.shared.inbox).unheard.clear();
     assert!(turn::next_batch(&node.shared, &other).is_some());
+}
+
+/// What others say of lives leaves a node a next one, and its peers in contact with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_takes_away_the_next_life() {
+    let (me, other): (Addr, Addr) = ("127.0.0.1:8090".parse().unwrap(), "127.0.0.1:8091".parse().unwrap());
+    let node = NodeHandle::start(parts(Box::new(MemoryStore::new()), &me, vec![me.clone(), other.clone()])).unwrap();
+    let batch = |life: u64, messages: Vec<crate::wire::peer::Message>| Batch {
+        cluster: None,
+        version: crate::core::topology::TopologyVersion::default(),
+        from: other.clone(),
+        life: Incarnation(life),
+        to_life: None,
+        sent_ms: 1,
+        echo_ms: 0,
+        messages,
+    };
+    let told = |known: u64| crate::wire::peer::Message::Superseded { known: Incarnation(known) };
+    for known in [u64::MAX, u64::MAX - 1, 1 << 43] {
+        node.peer_batch(batch(5, vec![told(known)])).await.expect("an answer");
+        assert_eq!(node.status()["life"], 1, "{known} is no life of a node");
+    }
+    node.peer_batch(batch(u64::MAX, Vec::new())).await.expect("an answer");
+    let answer = node.peer_batch(batch(5, vec![told(6)])).await.expect("an answer");
+    assert_eq!(answer.to_life, Some(Incarnation(5)), "the forged life has not taken its place");
+    assert_eq!(node.status()["life"], 7, "what can be true is believed");
 }

@@ -38,6 +38,13 @@ impl Addr {
         &self.0
     }
 
+    /// The host, if it is written as a number and not as a name.
+    pub fn ip(&self) -> Option<std::net::IpAddr> {
+        let (host, _) = self.0.rsplit_once(':')?;
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        host.parse::<std::net::IpAddr>().ok().map(|ip| ip.to_canonical())
+    }
+
     /// The part after the last colon.
     pub fn port(&self) -> u16 {
         let (_, port) = self.0.rsplit_once(':').expect("checked when the address was made");
@@ -182,12 +189,28 @@ impl Epoch {
 pub struct Incarnation(pub u64);
 
 impl Incarnation {
-    /// The life after this one. (After the last there is none: nobody lives for so many milliseconds.)
+    /// Bits that a life takes. As milliseconds since 1970 that is enough until the year 2527.
+    pub const BITS: u32 = 44;
+
+    /// Whether a node can have come to it: what others say of lives is not believed beyond that.
+    pub fn is_possible(self) -> bool {
+        self.0 >> Self::BITS == 0
+    }
+
+    /// Whether a node may go on from it on the word of others. Half of all that there are are left to it, so that whoever lies
+    /// can't take away the next one.
+    pub fn may_be_followed(self) -> bool {
+        self.0 >> (Self::BITS - 1) == 0
+    }
+
+    /// The life after this one.
+    #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 
     /// The life before this one; the first is its own.
+    #[must_use]
     pub const fn before(self) -> Self {
         Self(self.0.saturating_sub(1))
     }

@@ -453,6 +453,7 @@ impl World {
                     self.nodes[node].awake.insert(peer);
                 }
                 Effect::Say(_, text) => {
+                    assert!(!text.contains("topology's log from"), "what a voter sends is not refused: {text}");
                     // It went on for a while after it was given up, and has just learned of it.
                     if text.contains("was given up") && self.losses.risky.contains(&node) {
                         self.forget_held(node, 0);

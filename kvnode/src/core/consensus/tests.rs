@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use super::*;
 use crate::core::topology::{ClusterId, Outcome};
 use crate::wire::ident::Addr;
@@ -72,7 +70,8 @@ impl Group {
                 && !self.away.contains(&from)
                 && !self.away.contains(&to)
             {
-                member.step(&bytes);
+                let births = member.state().births.clone();
+                member.step(&bytes, &Sender { node: Some(from), births: &births }).expect("sent by a voter");
             }
         }
         any
@@ -259,4 +258,179 @@ fn a_long_log_is_cut_and_a_newcomer_is_told_the_state() {
     group.members.insert(id, Consensus::join(id, birth(10), &topology));
     group.run(80);
     assert_eq!(group.members[&id].state().nodes, topology.nodes);
+}
+
+/// A group that has decided something, and a follower of it.
+fn settled() -> (Group, NodeId) {
+    let mut group = Group::form(3);
+    group.run(40);
+    group.join(1, 9);
+    group.run(5);
+    let leader = group.leader().seat.node();
+    let follower = *group.members.keys().find(|&&id| id != leader).expect("others");
+    (group, follower)
+}
+
+impl Group {
+    /// What a member makes of a message that claims to be of the leader's seat and term, as `forge` alters it.
+    fn forged(&mut self, victim: NodeId, forge: impl FnOnce(&mut RaftMessage, &Consensus)) -> Result<(), &'static str> {
+        let (leader, term) = (self.leader().seat, self.leader().raw.raft.term);
+        let other = *self.members.keys().find(|&&id| id != victim).expect("others");
+        let from = if leader.node() == victim { Seat::of(other, birth(other.0)) } else { leader };
+        let member = self.members.get_mut(&victim).expect("a member");
+        let mut message = RaftMessage { from: from.0, to: member.seat.0, term, ..RaftMessage::default() };
+        forge(&mut message, member);
+        let births = member.state().births.clone();
+        let bytes = message.write_to_bytes().expect("a message");
+        let stepped = member.step(&bytes, &Sender { node: Some(Seat(message.from).node()), births: &births });
+        member.turn();
+        stepped
+    }
+
+    /// The member still does its part.
+    fn goes_on(mut self, victim: NodeId) {
+        self.run(60);
+        let request = RequestId { node: NodeId(1), life: birth(1), number: 99 };
+        self.leader().propose(Some(request), &Proposal::Join { addr: addr(15), birth: Some(birth(15)) });
+        self.run(10);
+        assert!(self.members[&victim].state().outcome_of(request).is_some(), "it goes on with the others");
+    }
+}
+
+fn entry(index: u64, term: u64) -> Entry {
+    Entry { index, term, ..Entry::default() }
+}
+
+fn last(member: &Consensus) -> (u64, u64) {
+    (member.raw.raft.raft_log.last_index(), member.raw.raft.raft_log.last_term())
+}
+
+fn follow(message: &mut RaftMessage, member: &Consensus, entries: Vec<Entry>) {
+    message.set_msg_type(MessageType::MsgAppend);
+    (message.index, message.log_term) = last(member);
+    message.set_entries(entries.into());
+}
+
+fn snapshot(member: &Consensus) -> Snapshot {
+    let mut snapshot = member.raw.store().present.clone();
+    snapshot.mut_metadata().index += 5;
+    snapshot
+}
+
+type Forge = fn(&mut RaftMessage, &Consensus);
+
+/// Each of these ended the process, or left a number without a next one.
+#[test]
+fn what_no_voter_sends_is_refused() {
+    let attacks: &[(&str, Forge)] = &[
+        ("a commit beyond the log", |message, member| {
+            message.set_msg_type(MessageType::MsgHeartbeat);
+            message.commit = last(member).0 + 1;
+        }),
+        ("the last term", |message, _| {
+            message.set_msg_type(MessageType::MsgHeartbeat);
+            message.term = u64::MAX;
+        }),
+        ("no term", |message, member| {
+            follow(message, member, Vec::new());
+            message.term = 0;
+        }),
+        ("a gap between entries", |message, member| {
+            let (index, term) = last(member);
+            follow(message, member, vec![entry(index + 1, term), entry(index + 3, term)]);
+        }),
+        ("a gap before the entries", |message, member| {
+            let (index, term) = last(member);
+            follow(message, member, vec![entry(index + 9, term)]);
+        }),
+        ("entries behind a gap that count as term 0", |message, member| {
+            let (index, term) = last(member);
+            follow(message, member, vec![entry(index + 10, term)]);
+            (message.index, message.log_term) = (index + 9, 0);
+        }),
+        ("a commit behind a gap", |message, member| {
+            follow(message, member, Vec::new());
+            (message.index, message.log_term) = (last(member).0 + 9, 0);
+            message.commit = message.index;
+        }),
+        ("an entry of a later term", |message, member| {
+            let next = entry(last(member).0 + 1, message.term + 1);
+            follow(message, member, vec![next]);
+        }),
+        ("an entry without a next", |message, member| {
+            follow(message, member, vec![entry(u64::MAX, 1)]);
+            message.index = u64::MAX - 1;
+        }),
+        ("a change of voters that is none", |message, member| {
+            let (index, term) = last(member);
+            let mut bad = entry(index + 1, term);
+            bad.set_entry_type(EntryType::EntryConfChange);
+            bad.data = vec![0xff; 3].into();
+            follow(message, member, vec![bad]);
+        }),
+        ("a change of several voters", |message, member| {
+            let (index, term) = last(member);
+            let mut bad = entry(index + 1, term);
+            bad.set_entry_type(EntryType::EntryConfChangeV2);
+            follow(message, member, vec![bad]);
+        }),
+        ("a stranger's seat", |message, _| {
+            message.set_msg_type(MessageType::MsgHeartbeat);
+            message.from = Seat::of(NodeId(77), birth(77)).0;
+        }),
+        ("a snapshot of term 0 beyond the log", |message, member| {
+            message.set_msg_type(MessageType::MsgSnapshot);
+            let mut told = snapshot(member);
+            told.mut_metadata().term = 0;
+            message.set_snapshot(told);
+        }),
+        ("a snapshot with a voter twice", |message, member| {
+            message.set_msg_type(MessageType::MsgSnapshot);
+            let mut told = snapshot(member);
+            told.mut_metadata().mut_conf_state().mut_learners().push(member.seat.0);
+            message.set_snapshot(told);
+        }),
+        ("a snapshot that can't be read", |message, member| {
+            message.set_msg_type(MessageType::MsgSnapshot);
+            let mut told = snapshot(member);
+            told.set_data(vec![1, 2, 3].into());
+            message.set_snapshot(told);
+        }),
+        ("an empty proposal", |message, _| message.set_msg_type(MessageType::MsgPropose)),
+        ("a read without a context", |message, _| message.set_msg_type(MessageType::MsgReadIndex)),
+        ("a vote that is asked for without a log", |message, _| {
+            message.set_msg_type(MessageType::MsgRequestPreVote);
+            message.priority = -1;
+        }),
+        ("an acknowledgement beyond the log", |message, member| {
+            message.set_msg_type(MessageType::MsgAppendResponse);
+            message.index = last(member).0 + 1_000;
+        }),
+        ("a hint without a next", |message, member| {
+            message.set_msg_type(MessageType::MsgAppendResponse);
+            message.reject = true;
+            (message.index, message.log_term) = last(member);
+            message.reject_hint = u64::MAX;
+        }),
+    ];
+    for (what, forge) in attacks {
+        let (mut group, follower) = settled();
+        let leader = group.leader().seat.node();
+        let acknowledges = what.contains("acknowledgement") || what.contains("hint");
+        let asked = what.contains("proposal") || what.contains("read without");
+        let victim = if acknowledges || asked { leader } else { follower };
+        assert!(group.forged(victim, forge).is_err(), "{what}");
+        group.goes_on(victim);
+    }
+}
+
+/// A change that can't be made is none, and ends nobody: here the last vote is taken away.
+#[test]
+fn the_last_vote_is_not_taken_away() {
+    let mut group = Group::form(1);
+    group.run(40);
+    group.take_vote_away(NodeId(1));
+    group.run(5);
+    assert!(group.members[&NodeId(1)].votes());
+    group.goes_on(NodeId(1));
 }

@@ -47,6 +47,8 @@ pub struct Status {
     /// The nodes that decide about the topology, as far as this node knows, and which of them leads.
     pub voters: Vec<Addr>,
     pub leader: Option<Addr>,
+    /// Messages of the topology's log that were refused because no voter sends such.
+    pub refused_log_messages: u64,
     pub shards: Vec<ShardStatus>,
     pub peers: Vec<PeerStatus>,
 }
@@ -104,6 +106,11 @@ impl Core {
         let here =
             |addr: &Addr| *addr == self.settings.me || self.peers.get(addr).is_some_and(|peer| self.is_in_view(peer));
         all.into_iter().filter(here).collect()
+    }
+
+    /// Whether this is another node that this one knows.
+    pub fn is_peer(&self, addr: &Addr) -> bool {
+        *addr != self.settings.me && (self.lists(addr) || self.settings.view.contains(addr))
     }
 
     /// The nodes that this one knows, itself not included, reachable or not.
@@ -180,6 +187,7 @@ impl Core {
             change: self.change().ok(),
             voters: self.voters(),
             leader: self.consensus.as_ref().and_then(|c| c.leader()).and_then(|node| self.addr_of(node)).cloned(),
+            refused_log_messages: self.refused_log_messages(),
             shards: self.shard_statuses(),
             peers: self.peers_as_joined().into_iter().map(|(addr, peer)| self.peer_status(addr, peer)).collect(),
         }
