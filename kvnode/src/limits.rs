@@ -110,6 +110,13 @@ pub struct Limits {
     pub store_bytes_max: Option<u64>,
 }
 
+impl Limits {
+    /// The largest batch that nodes with the same settings send.
+    pub fn least_peer_body(&self) -> usize {
+        self.max_body.saturating_add(BATCH_BESIDE_VALUE)
+    }
+}
+
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 /// What a batch may hold beside one value: it is full after 1 MiB, which one message may go beyond, as full and with one value.

@@ -11,6 +11,9 @@ use kvnode::run::EXIT_USAGE;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// How long a thread for tasks that block may have nothing to do.
+const THREADS_STAY: Duration = Duration::from_secs(365 * 24 * 3600);
+
 fn main() -> ExitCode {
     let args = Args::parse();
     if let Some(dir) = &args.probe_store {
@@ -25,7 +28,10 @@ fn main() -> ExitCode {
     };
     kvnode::logging::init(&config);
     // One thread: the node's loop is serial anyway, and handing requests between threads costs more than it gains.
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    // They stay: the system may refuse new ones later.
+    builder.enable_all().max_blocking_threads(kvnode::threads::BLOCKING_MAX).thread_keep_alive(THREADS_STAY);
+    let runtime = match builder.build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("no runtime: {error}");
@@ -33,7 +39,7 @@ fn main() -> ExitCode {
         }
     };
     let code = runtime.block_on(kvnode::run::run(config));
-    // Tasks that block (a sync, a name look-up) don't hold up the exit.
+    // Tasks that block (a sync) don't hold up the exit.
     runtime.shutdown_timeout(Duration::from_millis(200));
     code
 }

@@ -325,6 +325,11 @@ impl NodeHandle {
         &self.shared.drill
     }
 
+    /// Whether this is another node that this one knows: of its cluster, or of those that it was started with.
+    pub fn is_peer(&self, addr: &Addr) -> bool {
+        self.look(|core| core.is_peer(addr))
+    }
+
     /// The other nodes that this one knows.
     pub fn peers(&self) -> Vec<Addr> {
         self.look(Core::peers)

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use crate::config::{Config, Fsync};
 use crate::core::loss::{Identity, Lost, Past, is_blank};
 use crate::core::settings::Settings;
+use crate::handles::Handles;
 use crate::http::{self, Front, accept};
 use crate::node::{NodeHandle, NodeParts};
 use crate::storage::damaged::{SetAside, last_set_aside};
@@ -22,6 +23,7 @@ use crate::storage::durable::DurableStore;
 use crate::storage::memory::MemoryStore;
 use crate::storage::opening::Opening;
 use crate::storage::{Store, StoreError};
+use crate::threads;
 use crate::wire::ident::Incarnation;
 
 /// Status for settings that can't be used, as for a wrong command line.
@@ -51,12 +53,18 @@ pub async fn run(config: Config) -> ExitCode {
 /// `Err` is what to print: the settings can't be used here.
 async fn start_and_serve(config: &Config) -> Result<ExitCode, String> {
     let mut stop = Stop::listen()?;
+    let handles = Handles::of_process()?;
+    threads::check(config.data_dir.is_some())?;
+    // As long as there is one such thread, the runtime waits where the system refuses another; with none it would panic.
+    let first = tokio::task::spawn_blocking(|| ()).await;
+    first.map_err(|error| format!("no thread for tasks that block: {error}"))?;
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {
         let listen = config.listen;
         format!("LISTEN_ADDRESS (--listen-address) {listen} can't be bound: {error}; a good value is a free IP:PORT of this host")
     })?;
     let Some(node) = open_node(config, &listener, &mut stop).await? else { return Ok(ExitCode::SUCCESS) };
-    let front = Front::new(node.clone(), config.limits.clone());
+    handles.announce(config.limits.max_connections);
+    let front = Front::new(node.clone(), config.limits.clone(), &handles);
     let (close, closing) = watch::channel(false);
     let server = tokio::spawn(accept::serve(listener, front.clone(), closing));
 

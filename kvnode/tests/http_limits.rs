@@ -2,9 +2,12 @@
 
 mod http_support;
 
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use http_support::{Client, Node, PATIENCE, request, until};
+use kvnode::wire::ident::Incarnation;
+use kvnode::wire::peer::{Batch, Message, encode};
 
 const CHUNKED_PUT: &str = "PUT /kvs/x HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n";
 
@@ -110,7 +113,7 @@ fn stream(node: &Node) -> Client {
 
 /// A length, and nothing behind it yet.
 fn begin_frame(client: &mut Client, length: u32) {
-    std::io::Write::write_all(&mut client.0, &length.to_le_bytes()).expect("the node takes it");
+    client.0.write_all(&length.to_le_bytes()).expect("the node takes it");
 }
 
 #[test]
@@ -127,21 +130,110 @@ fn batches_of_nodes_have_bounds_of_their_own() {
     assert_eq!(node.request("PUT", "/kvs/x", &[], r#"{"value":1}"#).status, 201);
 }
 
-#[test]
-fn all_batches_together_are_bounded() {
-    let node = Node::start(&["--max-body", "4KiB", "--max-peer-body", "2052KiB"]);
-    let mut held: Vec<Client> = (0..4).map(|_| stream(&node)).collect();
-    held.iter_mut().for_each(|client| begin_frame(client, 2 << 20));
-    let one_more_is_refused = || {
-        let mut client = stream(&node);
-        begin_frame(&mut client, 2 << 20);
-        // Far from the time that the rest of a frame has.
-        client.0.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-        std::io::Read::read(&mut client.0, &mut [0]).is_ok()
+/// A node with a second one in its view, which is this test.
+fn node_with_a_peer(arguments: &[&str]) -> (Node, String) {
+    let other = http_support::free_address().to_string();
+    let node = Node::start(&[arguments, &["--view", &other, "--form-without", &other]].concat());
+    (node, other)
+}
+
+/// A frame: a batch of another node, with about so many bytes that mean nothing.
+fn frame(from: &str, bytes: usize) -> Vec<u8> {
+    let batch = Batch {
+        cluster: None,
+        version: Default::default(),
+        from: from.parse().expect("an address"),
+        life: Incarnation(1),
+        to_life: None,
+        sent_ms: 1,
+        echo_ms: 0,
+        messages: vec![Message::Raft { generation: 0, bytes: vec![0; bytes] }],
     };
-    until("there is no room for a fifth", one_more_is_refused);
-    drop(held);
-    until("there is room again", || !one_more_is_refused());
+    let batch = encode(&batch);
+    [&u32::try_from(batch.len()).expect("it is small").to_le_bytes()[..], &batch].concat()
+}
+
+/// Sends a frame; whether it is answered.
+fn is_answered(stream: &mut Client, frame: &[u8]) -> bool {
+    let mut length = [0; 4];
+    let answered = stream.0.write_all(frame).and_then(|()| stream.0.read_exact(&mut length));
+    let mut answer = vec![0; u32::from_le_bytes(length) as usize];
+    answered.and_then(|()| stream.0.read_exact(&mut answer)).is_ok()
+}
+
+/// A length alone takes nothing, and what strangers send takes nothing of what is a node's.
+#[test]
+fn strangers_leave_nodes_their_room() {
+    let (node, other) = node_with_a_peer(&["--max-peer-body", "4MiB"]);
+    let mut of_a_node = stream(&node);
+    assert!(is_answered(&mut of_a_node, &frame(&other, 10)));
+    let mut announced: Vec<Client> = (0..24).map(|_| stream(&node)).collect();
+    announced.iter_mut().for_each(|client| begin_frame(client, 4 << 20));
+    let mut begun: Vec<Client> = (0..24).map(|_| stream(&node)).collect();
+    for client in &mut begun {
+        begin_frame(client, 4 << 20);
+        // Most of them are closed at once: there is no room.
+        let _ = client.0.write_all(&vec![0; 3 << 20]);
+    }
+    assert!(is_answered(&mut of_a_node, &frame(&other, 3 << 20)), "a node's batch is taken");
+    // Also a node that has not spoken yet, while strangers only announce.
+    drop(begun);
+    until("a node that opens another stream is heard", || is_answered(&mut stream(&node), &frame(&other, 2 << 20)));
+}
+
+#[test]
+fn a_frame_that_drips_is_ended() {
+    let node = Node::start(&[]);
+    let mut client = stream(&node);
+    begin_frame(&mut client, 1 << 20);
+    let begun = Instant::now();
+    drip(&mut client, "x");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+/// What a node sends has a bound, and so has what it sends on several streams.
+#[test]
+fn each_node_has_its_share() {
+    let (node, other) = node_with_a_peer(&["--max-body", "4KiB", "--max-peer-body", "2052KiB"]);
+    let named = || {
+        let mut client = stream(&node);
+        assert!(is_answered(&mut client, &frame(&other, 10)));
+        client
+    };
+    let most = frame(&other, 2_000_000);
+    let (begins, ends) = most.split_at(most.len() - 1);
+    let is_refused = |client: &mut Client| {
+        client.0.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let silent = client.0.read(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+        client.0.set_read_timeout(Some(PATIENCE)).unwrap();
+        !silent
+    };
+    // Either of them may come first.
+    let (mut one, mut other_one) = (named(), named());
+    let _ = (one.0.write_all(begins), other_one.0.write_all(begins));
+    let mut refused = [false; 2];
+    until("there is no room for a second", || {
+        refused = [is_refused(&mut one), is_refused(&mut other_one)];
+        refused != [false; 2]
+    });
+    assert!(refused != [true; 2], "there is room for one");
+    assert!(is_answered(if refused[0] { &mut other_one } else { &mut one }, ends));
+    assert!(is_answered(&mut named(), &most), "there is room again");
+}
+
+/// A node whose link breaks again and again opens a new stream each time; the old ones go before their silence is noticed.
+#[test]
+fn the_newest_streams_of_a_node_count() {
+    let (node, other) = node_with_a_peer(&[]);
+    let mut streams: Vec<Client> = (0..6).map(|_| stream(&node)).collect();
+    for client in &mut streams {
+        assert!(is_answered(client, &frame(&other, 10)));
+    }
+    assert!(streams[0].closed() < Duration::from_secs(10));
+    assert!(streams[1].closed() < Duration::from_secs(10));
+    for client in &mut streams[2..] {
+        assert!(is_answered(client, &frame(&other, 10)));
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -13,25 +13,21 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Front;
 use super::conn::{Guarded, Progress};
 use super::handle;
+use super::places::Place;
 use super::reply::canned;
-use crate::core::topology::NODES_MAX;
 
-/// Connections beyond the bound that are told so at once; the rest is just closed.
-const REFUSALS_MAX: usize = 64;
-/// Connections of other nodes beyond the bound: one of each node there can be.
-const PEERS_MAX: usize = NODES_MAX;
 /// How the request of another node begins.
 const PEER_START: &[u8] = b"GET /peer ";
 /// Header lines that hyper takes by itself.
 const HEADERS_OF_HYPER: usize = 100;
-/// How long telling them may take.
-const REFUSAL_TIME: Duration = Duration::from_secs(1);
+/// How long a connection beyond the bound has for each of its steps: to begin as a node's does, to become a stream, to be told.
+const TRIAL_TIME: Duration = Duration::from_secs(1);
 /// First and longest pause after accepting failed. Waiting connections stay in the kernel's queue meanwhile.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 /// A failure that goes on is logged this often.
@@ -40,10 +36,7 @@ const COMPLAINT_EVERY: Duration = Duration::from_secs(10);
 /// Serves until `closing` turns true, then lets the connections finish what they have begun; ends when all are closed.
 /// Bounding that time is the caller's part.
 pub async fn serve(listener: TcpListener, front: Arc<Front>, mut closing: watch::Receiver<bool>) {
-    let limits = &front.limits;
-    let connections_max = connections_max(limits.max_connections);
-    let connections = Arc::new(Semaphore::new(connections_max));
-    let (refusals, peers) = (Arc::new(Semaphore::new(REFUSALS_MAX)), Arc::new(Semaphore::new(PEERS_MAX)));
+    let (open, mut all_closed) = mpsc::channel::<Infallible>(1);
     let mut trouble = Trouble::default();
     loop {
         let accepted = tokio::select! {
@@ -54,24 +47,25 @@ pub async fn serve(listener: TcpListener, front: Arc<Front>, mut closing: watch:
         match accepted {
             Ok((stream, source)) => {
                 trouble.is_over();
-                let caller = |permit| {
+                let caller = |place| {
                     let (front, progress, closing) = (front.clone(), Progress::new(), closing.clone());
-                    Arc::new(Caller { front, progress, source, closing, _permit: permit })
+                    let place = Mutex::new(place);
+                    Arc::new(Caller { front, progress, source, closing, place, _open: open.clone() })
                 };
-                match connections.clone().try_acquire_owned() {
-                    Ok(permit) => drop(tokio::spawn(connection(stream, caller(permit), true))),
-                    Err(_) => {
-                        let peer = peers.clone().try_acquire_owned().ok().map(caller);
-                        tokio::spawn(beyond_the_bound(stream, peer, refusals.clone()));
-                    }
+                if let Some(place) = front.places.client() {
+                    tokio::spawn(connection(stream, caller(place), true));
+                } else if let Some(trial) = front.places.trial(source.ip()) {
+                    tokio::spawn(beyond_the_bound(stream, caller(Place::Trial(trial))));
+                } else {
+                    // It may be lost where the client has sent something already. There are no handles to wait for that.
+                    let _ = stream.try_write(&too_many());
                 }
             }
             Err(error) => trouble.pause(&error).await,
         }
     }
-    drop(listener);
-    let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
-    let _ = tokio::join!(connections.acquire_many(all), peers.acquire_many(PEERS_MAX as u32));
+    drop((listener, open));
+    all_closed.recv().await;
 }
 
 /// A connection, as far as its requests have to do with it.
@@ -82,17 +76,19 @@ pub struct Caller {
     pub source: SocketAddr,
     /// Turns true when the server closes.
     pub closing: watch::Receiver<bool>,
-    /// Counts the connection, also after it was upgraded.
-    _permit: OwnedSemaphorePermit,
+    /// What it holds, also after it was upgraded.
+    pub place: Mutex<Place>,
+    /// Gone when all connections are.
+    _open: mpsc::Sender<Infallible>,
 }
 
 #[cfg(test)]
 impl Caller {
     /// One without a connection.
     pub fn alone(front: Arc<Front>) -> Arc<Self> {
-        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("one is free");
-        let source = SocketAddr::from(([127, 0, 0, 1], 1));
-        Arc::new(Self { front, progress: Progress::new(), source, closing: watch::channel(false).1, _permit: permit })
+        let place = Mutex::new(front.places.client().expect("one is free"));
+        let (source, closing) = (SocketAddr::from(([127, 0, 0, 1], 1)), watch::channel(false).1);
+        Arc::new(Self { front, progress: Progress::new(), source, closing, place, _open: mpsc::channel(1).0 })
     }
 }
 
@@ -141,24 +137,26 @@ async fn connection(stream: TcpStream, caller: Arc<Caller>, keep_alive: bool) {
 }
 
 /// A connection beyond the bound. Another node's is served all the same, or clients that hold all places could keep the nodes from
-/// talking; others are told, without letting that grow into a second crowd.
-async fn beyond_the_bound(mut stream: TcpStream, peer: Option<Arc<Caller>>, refusals: Arc<Semaphore>) {
-    if let Some(caller) = peer
-        && timeout(REFUSAL_TIME, is_of_a_node(&stream)).await.is_ok_and(|is| is)
-    {
-        return connection(stream, caller, false).await;
+/// talking; others are told.
+async fn beyond_the_bound(mut stream: TcpStream, caller: Arc<Caller>) {
+    if timeout(TRIAL_TIME, is_of_a_node(&stream)).await.is_ok_and(|is| is) {
+        // Once it is a stream, the stream has it.
+        let _ = timeout(TRIAL_TIME, connection(stream, caller, false)).await;
+        return;
     }
-    let Ok(_telling) = refusals.try_acquire_owned() else { return };
-    let answer = canned(StatusCode::SERVICE_UNAVAILABLE, "Too many connections");
     let talk = async {
-        stream.write_all(&answer).await?;
+        stream.write_all(&too_many()).await?;
         stream.shutdown().await?;
         // What the client sends is read, so that closing doesn't reset the connection under the answer.
         let mut discarded = [0; 1024];
         while stream.read(&mut discarded).await? > 0 {}
         io::Result::Ok(())
     };
-    let _ = timeout(REFUSAL_TIME, talk).await;
+    let _ = timeout(TRIAL_TIME, talk).await;
+}
+
+fn too_many() -> Vec<u8> {
+    canned(StatusCode::SERVICE_UNAVAILABLE, "Too many connections")
 }
 
 /// Whether what comes begins as the request of another node does. Nothing of it is taken.
@@ -198,25 +196,4 @@ impl Trouble {
         self.pause = Some(pause);
         sleep(pause).await;
     }
-}
-
-/// File handles kept back for the store, the peers and the log.
-const HANDLES_RESERVED: u64 = 256;
-
-/// Raises the process's limit on file handles as far as it may, and takes no more connections than fit.
-fn connections_max(wanted: usize) -> usize {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum {
-        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-        if let Err(error) = setrlimit(Resource::Nofile, raised) {
-            tracing::debug!(%error, "the limit on file handles can't be raised");
-        }
-    }
-    let Some(handles) = getrlimit(Resource::Nofile).current else { return wanted };
-    let fits = usize::try_from(handles.saturating_sub(HANDLES_RESERVED)).unwrap_or(usize::MAX).max(16);
-    if fits < wanted {
-        tracing::warn!(wanted, fits, handles, "fewer connections than configured: file handles are short");
-    }
-    wanted.min(fits).min(Semaphore::MAX_PERMITS).min(u32::MAX as usize)
 }

@@ -59,6 +59,8 @@ impl Drop for Ticket {
 pub struct Budget {
     held: AtomicUsize,
     max: usize,
+    /// The budget that this one is a share of, if it is.
+    whole: Option<Arc<Self>>,
 }
 
 /// Bodies and answers below this size are not counted while they wait: requests and connections are, and that bounds them.
@@ -73,11 +75,32 @@ pub struct Lease {
 
 impl Budget {
     pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { held: AtomicUsize::new(0), max })
+        Arc::new(Self { held: AtomicUsize::new(0), max, whole: None })
+    }
+
+    /// A part of this budget that is bounded by itself, too.
+    pub fn share(self: &Arc<Self>, max: usize) -> Arc<Self> {
+        Arc::new(Self { held: AtomicUsize::new(0), max, whole: Some(self.clone()) })
     }
 
     pub fn lease(self: &Arc<Self>) -> Lease {
         Lease { budget: self.clone(), bytes: 0 }
+    }
+
+    fn take(&self, more: usize) -> bool {
+        let before = self.held.fetch_add(more, Ordering::SeqCst);
+        let fits = before.saturating_add(more) <= self.max && self.whole.as_ref().is_none_or(|whole| whole.take(more));
+        if !fits {
+            self.held.fetch_sub(more, Ordering::SeqCst);
+        }
+        fits
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::SeqCst);
+        if let Some(whole) = &self.whole {
+            whole.give_back(bytes);
+        }
     }
 }
 
@@ -89,19 +112,27 @@ impl Lease {
 
     /// Takes `more` bytes; `false`, and nothing taken, if they are not there.
     pub fn grow(&mut self, more: usize) -> bool {
-        let before = self.budget.held.fetch_add(more, Ordering::SeqCst);
-        if before.saturating_add(more) > self.budget.max {
-            self.budget.held.fetch_sub(more, Ordering::SeqCst);
-            return false;
-        }
-        self.bytes += more;
-        true
+        let fits = self.budget.take(more);
+        self.bytes += if fits { more } else { 0 };
+        fits
+    }
+
+    /// Takes what is missing to so many bytes in all.
+    pub fn cover(&mut self, bytes: usize) -> bool {
+        self.grow(bytes.saturating_sub(self.bytes))
+    }
+
+    /// Gives back what is more than so many bytes.
+    pub fn shrink(&mut self, bytes: usize) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.budget.give_back(less);
+        self.bytes -= less;
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.bytes, Ordering::SeqCst);
+        self.budget.give_back(self.bytes);
     }
 }
 
@@ -135,5 +166,19 @@ mod tests {
         assert!(!second.grow(1));
         drop(first);
         assert!(second.grow(10));
+    }
+
+    #[test]
+    fn a_share_is_bounded_by_itself_and_by_the_whole() {
+        let whole = Budget::new(10);
+        let (one, other) = (whole.share(6), whole.share(6));
+        let (mut first, mut second) = (one.lease(), other.lease());
+        assert!(first.cover(6) && !first.cover(7), "it has its own bound");
+        assert!(!second.cover(5) && second.cover(4), "and both have one");
+        first.shrink(2);
+        assert!(second.cover(6));
+        drop(first);
+        drop(second);
+        assert!(whole.lease().grow(10), "what was refused was not taken");
     }
 }

@@ -22,6 +22,7 @@
 
 use std::sync::Arc;
 
+use crate::handles::Handles;
 use crate::limits::Limits;
 use crate::node::NodeHandle;
 
@@ -40,6 +41,7 @@ mod key;
 mod listing;
 mod metrics;
 pub mod opening;
+mod places;
 mod probes;
 mod query;
 mod reply;
@@ -51,26 +53,23 @@ mod view;
 
 pub use gate::Gate;
 
-/// Bytes of peer batches held at once, as a multiple of the largest one.
-const PEER_BODIES_HELD: usize = 4;
-
 /// What every request needs.
 pub struct Front {
     node: NodeHandle,
     limits: Limits,
     gate: Arc<Gate>,
-    /// Bodies of clients, both ways, and bodies of peers are counted apart, so that clients can't keep the nodes from talking.
+    /// Bodies of clients, both ways, and batches of nodes are counted apart, so that clients can't keep the nodes from talking.
     client_bodies: Arc<gate::Budget>,
-    peer_bodies: Arc<gate::Budget>,
+    places: Arc<places::Places>,
     filters: filters::Root,
 }
 
 impl Front {
-    pub fn new(node: NodeHandle, limits: Limits) -> Arc<Self> {
+    pub fn new(node: NodeHandle, limits: Limits, handles: &Handles) -> Arc<Self> {
         let client_bodies = gate::Budget::new(limits.max_bodies);
-        let peer_bodies = gate::Budget::new(limits.max_peer_body.saturating_mul(PEER_BODIES_HELD));
+        let places = places::Places::new(node.clone(), &limits, handles);
         let filters = filters::root();
-        Arc::new(Self { node, limits, gate: Arc::default(), client_bodies, peer_bodies, filters })
+        Arc::new(Self { node, limits, gate: Arc::default(), client_bodies, places, filters })
     }
 
     pub fn gate(&self) -> &Gate {

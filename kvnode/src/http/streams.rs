@@ -1,22 +1,25 @@
 //! The receiving side of peer links: a connection that another node has upgraded to a stream of batches.
 
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Front;
 use super::accept::{Caller, told};
 use super::conn::Guarded;
+use super::places::Place;
 use super::reply::{Refusal, Reply};
-use crate::peer::frames::{Broken, Frames};
+use crate::peer::frames::{Broken, Frames, Patience};
 use crate::peer::{auth, protocol};
+use crate::wire::peer::Batch;
 
 /// Answers a request for a stream, and serves the stream once the answer is out.
 pub fn open(caller: &Arc<Caller>, mut request: Request<Incoming>) -> Result<Reply, Refusal> {
@@ -34,13 +37,17 @@ pub fn open(caller: &Arc<Caller>, mut request: Request<Incoming>) -> Result<Repl
     Ok(reply.with((CONNECTION, HeaderValue::from_static("upgrade"))).with((UPGRADE, protocol)))
 }
 
+/// How long a stream that has no place of its own may take until a batch has shown whose it is.
+const TRIAL_TIME: Duration = Duration::from_secs(4);
+/// Nobody waits for the answer to a frame for longer than the sending side of a link does.
+const FRAME_TIME: Duration = Duration::from_secs(4);
+
 /// One stream, to its end.
 async fn serve(upgrade: OnUpgrade, caller: Arc<Caller>) {
-    let (front, mut closing) = (&*caller.front, caller.closing.clone());
     // Fails if the connection ended before.
     let Ok(upgraded) = upgrade.await else { return };
-    let Some(mut frames) = frames(front, upgraded) else { return };
-    let ended = answer_all(front, &mut frames, &mut closing).await;
+    let Some(frames) = frames(&caller.front, upgraded) else { return };
+    let ended = Stream { caller, frames }.answer_all().await;
     if !matches!(ended, Broken::Ended) {
         tracing::debug!(why = %ended, "a stream of another node ended");
     }
@@ -51,34 +58,77 @@ fn frames(front: &Front, upgraded: Upgraded) -> Option<Frames> {
     Some(Frames::new(parts.io.into_inner().into_stream(), parts.read_buf, front.node.secret().clone()))
 }
 
-/// Answers batch after batch; gives why no more come. A batch that has begun when the server closes is answered still.
-async fn answer_all(front: &Front, frames: &mut Frames, closing: &mut watch::Receiver<bool>) -> Broken {
-    let limits = &front.limits;
-    let mut silence = pin!(sleep_until(Instant::now() + limits.idle_timeout));
-    loop {
-        let length = tokio::select! {
-            biased;
-            length = frames.begins(limits.max_peer_body) => length,
-            () = told(closing) => return Broken::Ended,
-            () = &mut silence => return Broken::Stalled,
-        };
-        let mut lease = front.peer_bodies.lease();
-        let length = match length {
-            Ok(length) if lease.grow(length) => length,
-            // Four of the largest are here: one more is not taken, and comes again.
-            Ok(length) => return Broken::TooLarge(length),
-            Err(broken) => return broken,
-        };
-        let batch = match frames.take(length, limits.body_timeout).await {
-            Ok(batch) => batch,
-            Err(broken) => return broken,
-        };
-        let Some(answer) = front.node.peer_batch(batch).await else { return Broken::Ended };
-        match timeout(limits.write_timeout, frames.send(&answer)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Broken::Io(error),
-            Err(_) => return Broken::Stalled,
+/// A stream, whose place is its connection's until it is known to be a node's.
+struct Stream {
+    caller: Arc<Caller>,
+    frames: Frames,
+}
+
+impl Stream {
+    fn place(&self) -> MutexGuard<'_, Place> {
+        place_of(&self.caller)
+    }
+
+    /// Answers batch after batch; gives why no more come. A batch that has begun when the server closes is answered still.
+    async fn answer_all(mut self) -> Broken {
+        let (front, mut closing) = (self.caller.front.clone(), self.caller.closing.clone());
+        let limits = &front.limits;
+        let mut silence = pin!(sleep_until(Instant::now() + limits.idle_timeout));
+        let trial_ends = Instant::now() + TRIAL_TIME;
+        loop {
+            let is_trial = self.place().is_trial();
+            let replaced = self.place().replaced();
+            let length = tokio::select! {
+                biased;
+                length = self.frames.begins(limits.max_peer_body) => length,
+                () = told(&mut closing) => return Broken::Ended,
+                () = notified(replaced.as_deref()) => return Broken::Ended,
+                () = sleep_until(trial_ends), if is_trial => return Broken::Stalled,
+                () = &mut silence => return Broken::Stalled,
+            };
+            let length = match length {
+                Ok(length) => length,
+                Err(broken) => return broken,
+            };
+            let patience = Patience { silence: limits.body_timeout, whole: FRAME_TIME };
+            // Most frames fit into the buffer that a stream has anyway.
+            let mut lease = None;
+            let room = || place_of(&self.caller).frame(&front.places, self.caller.source.ip());
+            let covers = |bytes| lease.get_or_insert_with(room).cover(bytes);
+            let batch = match self.frames.take(length, patience, covers).await {
+                Ok(batch) => batch,
+                Err(broken) => return broken,
+            };
+            self.recognize(&batch);
+            let Some(answer) = front.node.peer_batch(batch).await else { return Broken::Ended };
+            match timeout(limits.write_timeout, self.frames.send(&answer)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Broken::Io(error),
+                Err(_) => return Broken::Stalled,
+            }
+            silence.as_mut().reset(Instant::now() + limits.idle_timeout);
         }
-        silence.as_mut().reset(Instant::now() + limits.idle_timeout);
+    }
+
+    /// A batch that proves the secret tells whose the stream is, from then on.
+    fn recognize(&self, batch: &Batch) {
+        if self.place().is_nodes() {
+            return;
+        }
+        if let Some(place) = self.caller.front.places.of_node(&batch.from, self.caller.source.ip()) {
+            *self.place() = Place::Node(place);
+        }
+    }
+}
+
+fn place_of(caller: &Caller) -> MutexGuard<'_, Place> {
+    caller.place.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Never, where there is nothing to be notified of.
+async fn notified(of: Option<&Notify>) {
+    match of {
+        Some(of) => of.notified().await,
+        None => std::future::pending().await,
     }
 }

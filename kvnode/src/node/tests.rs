@@ -277,7 +277,8 @@ fn listening(
     let me: Addr = listener.local_addr().unwrap().to_string().parse().unwrap();
     let node = NodeHandle::start(parts(store, &me, view)).unwrap();
     let (close, closing) = watch::channel(false);
-    let front = crate::http::Front::new(node.clone(), crate::limits::Limits::default());
+    let handles = crate::handles::Handles::of_process().unwrap();
+    let front = crate::http::Front::new(node.clone(), crate::limits::Limits::default(), &handles);
     tokio::spawn(crate::http::accept::serve(listener, front, closing));
     (node, close)
 }

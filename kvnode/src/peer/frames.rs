@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::auth::{Secret, TAG_LEN};
 use crate::wire::peer::{Batch, decode, encode_onto};
@@ -19,6 +19,15 @@ use crate::wire::peer::{Batch, decode, encode_onto};
 const LENGTH_LEN: usize = 4;
 /// What is read at once, at most, and what is kept of a buffer after a large frame.
 const BUFFER_LEN: usize = 64 << 10;
+
+/// How long a frame may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Without a byte of it.
+    pub silence: Duration,
+    /// From its beginning to its end, however steadily it drips.
+    pub whole: Duration,
+}
 
 /// Why there is no frame.
 #[derive(Debug)]
@@ -28,8 +37,10 @@ pub enum Broken {
     Io(io::Error),
     /// It is larger than the receiver takes.
     TooLarge(usize),
-    /// The rest of it did not come.
+    /// The rest of it did not come in time.
     Stalled,
+    /// There is no room for what has come of it.
+    NoRoom,
     /// It does not prove the cluster's secret.
     Unproven,
     Unreadable(String),
@@ -41,7 +52,8 @@ impl std::fmt::Display for Broken {
             Self::Ended => write!(f, "the stream was closed"),
             Self::Io(error) => write!(f, "{error}"),
             Self::TooLarge(length) => write!(f, "a frame of {length} bytes is too large"),
-            Self::Stalled => write!(f, "the rest of a frame did not come"),
+            Self::Stalled => write!(f, "the rest of a frame did not come in time"),
+            Self::NoRoom => write!(f, "there is no room for another frame"),
             Self::Unproven => write!(f, "a frame does not prove this cluster's secret"),
             Self::Unreadable(why) => write!(f, "{why}"),
         }
@@ -100,16 +112,28 @@ impl Frames {
         if length > max { Err(Broken::TooLarge(length)) } else { Ok(length) }
     }
 
-    /// Takes the frame that has begun. `patience`: how long nothing of it may come.
+    /// Takes the frame that has begun. `room` is told how much of it has come, where that is more than a stream holds anyway; a frame
+    /// that is announced and does not come takes nothing.
     ///
     /// # Errors
     /// Why it can't be had; the stream must not be used any more.
-    pub async fn take(&mut self, length: usize, patience: Duration) -> Result<Batch, Broken> {
+    pub async fn take(
+        &mut self,
+        length: usize,
+        patience: Patience,
+        mut room: impl FnMut(usize) -> bool,
+    ) -> Result<Batch, Broken> {
         let whole = LENGTH_LEN + length;
+        let last_moment = Instant::now() + patience.whole;
         while self.incoming.len() < whole {
-            // Never more than a little ahead of what has really come.
-            self.incoming.reserve((whole - self.incoming.len()).min(BUFFER_LEN));
-            timeout(patience, self.read_more()).await.map_err(|_| Broken::Stalled)??;
+            if self.incoming.len() == self.incoming.capacity() {
+                self.enlarge(whole);
+            }
+            let moment = last_moment.min(Instant::now() + patience.silence);
+            timeout_at(moment, self.read()).await.map_err(|_| Broken::Stalled)??;
+            if self.incoming.len() > BUFFER_LEN && !room(self.incoming.len()) {
+                return Err(Broken::NoRoom);
+            }
         }
         let batch = self.open(&self.incoming[LENGTH_LEN..whole]);
         self.incoming.advance(whole);
@@ -117,6 +141,15 @@ impl Frames {
             self.incoming = BytesMut::new();
         }
         batch
+    }
+
+    /// Once more has come than fits into the usual buffer, there is room for the whole frame. The system gives memory when it is
+    /// written to, so that costs nothing before it comes; and buffers that grow step by step leave holes that are as large as they are.
+    fn enlarge(&mut self, whole: usize) {
+        let capacity = if self.incoming.len() < BUFFER_LEN { BUFFER_LEN.min(whole) } else { whole };
+        let mut larger = BytesMut::with_capacity(capacity);
+        larger.extend_from_slice(&self.incoming);
+        self.incoming = larger;
     }
 
     fn open(&self, frame: &[u8]) -> Result<Batch, Broken> {
@@ -131,6 +164,11 @@ impl Frames {
         if self.incoming.capacity() - self.incoming.len() < BUFFER_LEN / 8 {
             self.incoming.reserve(BUFFER_LEN / 2);
         }
+        self.read().await
+    }
+
+    /// Reads what the buffer has room for.
+    async fn read(&mut self) -> Result<(), Broken> {
         match self.stream.read_buf(&mut self.incoming).await {
             Ok(0) if self.incoming.is_empty() => Err(Broken::Ended),
             Ok(0) => Err(Broken::Stalled),

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use super::frames::Frames;
+use super::frames::{Frames, Patience};
 use super::{PATH, auth, protocol};
 use crate::drill::{Drill, Way};
 use crate::wire::ident::Addr;
@@ -154,7 +154,8 @@ impl Line {
         frames.send(batch).await.map_err(|error| Failed::Unseen(error.to_string()))?;
         let answer = async {
             let length = frames.begins(self.answer_bytes_max).await?;
-            frames.take(length, ANSWER_TIMEOUT).await
+            let patience = Patience { silence: ANSWER_TIMEOUT, whole: ANSWER_TIMEOUT };
+            frames.take(length, patience, |_| true).await
         };
         answer.await.map_err(|broken| Failed::Unknown(broken.to_string()))
     }

@@ -137,6 +137,7 @@ impl DurableStore {
         let ballast = Ballast::open(dir);
         let db = Database::builder(dir.join("fjall"))
             .cache_size(CACHE_BYTES)
+            .max_cached_files(Some(crate::handles::engine_files()))
             .max_journaling_size(JOURNAL_BYTES)
             // The first only flushes: with one, a long compaction would leave what is in memory to grow.
             .worker_threads(2)

@@ -15,7 +15,8 @@ async fn caller() -> Arc<Caller> {
     let me: Addr = "127.0.0.1:8090".parse().unwrap();
     let node = NodeHandle::start(parts(Box::new(MemoryStore::new()), &me, vec![me.clone()])).unwrap();
     ready_node(&node).await;
-    Caller::alone(Front::new(node, Limits::default()))
+    let handles = crate::handles::Handles::of_process().unwrap();
+    Caller::alone(Front::new(node, Limits::default(), &handles))
 }
 
 /// Status, whether the body is a JSON object with an `error`, and the body.

@@ -4,7 +4,7 @@ use super::*;
 use crate::wire::ident::Incarnation;
 use crate::wire::peer::Message;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Patience = Patience { silence: Duration::from_secs(20), whole: Duration::from_secs(20) };
 
 async fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -31,7 +31,7 @@ fn batch(bytes: usize) -> Batch {
 
 async fn next(frames: &mut Frames, max: usize) -> Result<Batch, Broken> {
     let length = frames.begins(max).await?;
-    frames.take(length, PATIENCE).await
+    frames.take(length, PATIENCE, |_| true).await
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -103,6 +103,62 @@ async fn half_a_frame_is_not_waited_for_for_ever() {
     one.write_all(b"\xff\0\0\0xyz").await.unwrap();
     let mut other = frames(other, None);
     let length = other.begins(1 << 20).await.unwrap();
-    let broken = other.take(length, Duration::from_millis(20)).await;
+    let short = Patience { silence: Duration::from_millis(20), ..PATIENCE };
+    let broken = other.take(length, short, |_| true).await;
     assert!(matches!(broken, Err(Broken::Stalled)), "{broken:?}");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_frame_that_drips_ends_in_time() {
+    let (mut one, other) = sockets().await;
+    let dripping = tokio::spawn(async move {
+        one.write_all(&(1_u32 << 20).to_le_bytes()).await.unwrap();
+        while one.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    let mut other = frames(other, None);
+    let length = other.begins(2 << 20).await.unwrap();
+    let broken = other.take(length, Patience { whole: Duration::from_millis(100), ..PATIENCE }, |_| true).await;
+    assert!(matches!(broken, Err(Broken::Stalled)), "{broken:?}");
+    drop(other);
+    dripping.await.unwrap();
+}
+
+/// What a frame takes is what has come of it.
+#[tokio::test(flavor = "current_thread")]
+async fn a_frame_takes_room_as_it_comes() {
+    let (one, other) = sockets().await;
+    let (mut one, mut other) = (frames(one, None), frames(other, None));
+    let size = 3 << 20;
+    let frame = LENGTH_LEN + encode_onto(&batch(size), Vec::new()).len();
+    let taken = async {
+        let length = other.begins(4 << 20).await.unwrap();
+        let mut asked = Vec::new();
+        other
+            .take(length, PATIENCE, |bytes| {
+                asked.push(bytes);
+                true
+            })
+            .await
+            .map(|_| asked)
+    };
+    let sending = async { one.send(&batch(size)).await.unwrap() };
+    let (asked, ()) = tokio::join!(taken, sending);
+    let asked = asked.unwrap();
+    assert!(asked.is_sorted() && asked.last() == Some(&frame), "{asked:?}, and the frame has {frame}");
+    assert!(asked[0] > BUFFER_LEN && asked.len() > 1, "it is told step by step: {asked:?}");
+
+    let (one, other) = sockets().await;
+    let (mut one, mut other) = (frames(one, None), frames(other, None));
+    let refused = async {
+        let length = other.begins(4 << 20).await.unwrap();
+        let broken = other.take(length, PATIENCE, |bytes| bytes <= 1 << 20).await;
+        drop(other);
+        broken
+    };
+    // The receiver may have gone by the time that all would be sent.
+    let sent = batch(size);
+    let (broken, _) = tokio::join!(refused, one.send(&sent));
+    assert!(matches!(broken, Err(Broken::NoRoom)), "{broken:?}");
 }
