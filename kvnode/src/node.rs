@@ -24,7 +24,7 @@ use crate::core::request::{Answer, Op};
 use crate::core::settings::Settings;
 use crate::core::{Core, Event, Now};
 use crate::drill::{Drill, Injected, Way};
-use crate::peer::auth;
+use crate::peer::{Names, auth};
 use crate::room::RoomGauge;
 use crate::storage::dir::DataDir;
 use crate::storage::{Result, Store, Syncer};
@@ -79,6 +79,7 @@ struct Shared {
     /// Set when the node can't go on.
     failure: watch::Sender<Option<String>>,
     secret: auth::Secret,
+    names: Arc<Names>,
     /// Bytes that the store may take; `u64::MAX`: what its disk has.
     bytes_max: u64,
     peer_body_max: usize,
@@ -124,6 +125,7 @@ impl NodeHandle {
             turns: watch::Sender::new(0),
             failure: watch::Sender::new(None),
             secret: auth::Secret::new(secret.as_deref()),
+            names: Arc::default(),
             bytes_max: store_bytes_max.unwrap_or(u64::MAX),
             peer_body_max,
             drill,

@@ -1,5 +1,7 @@
 //! What the driver must keep to, with a disk that syncs when it is told to.
 
+mod stall;
+
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
@@ -31,6 +33,8 @@ enum Breaks {
 #[derive(Default)]
 struct State {
     breaks: Breaks,
+    /// The next commit takes so long.
+    stall: Option<Duration>,
     stuck: bool,
     /// Syncs that wait now.
     waiting: usize,
@@ -124,7 +128,13 @@ impl Store for SyncedStore {
     }
 
     fn commit(&mut self) -> Result<bool> {
-        let breaks = lock(&self.1.state).breaks;
+        let (breaks, stall) = {
+            let mut state = lock(&self.1.state);
+            (state.breaks, state.stall.take())
+        };
+        if let Some(stall) = stall {
+            std::thread::sleep(stall);
+        }
         match breaks {
             Breaks::No => self.0.commit(),
             Breaks::Fails => Err(StoreError::Io("no disk any more".into())),

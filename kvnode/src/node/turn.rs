@@ -202,8 +202,8 @@ impl Driver {
         let (for_next, for_done) = (shared.clone(), shared.clone());
         let next = move |peer: &Addr| next_batch(&for_next, peer);
         let done = move |peer: &Addr, fate: LinkDone| link_done(&for_done, peer, fate);
-        let (secret, drill) = (shared.secret.clone(), shared.drill.clone());
-        let link = Link::start(secret, drill, peer.clone(), shared.peer_body_max, next, done);
+        let (secret, names, drill) = (shared.secret.clone(), shared.names.clone(), shared.drill.clone());
+        let link = Link::start(secret, names, drill, peer.clone(), shared.peer_body_max, next, done);
         link.wake();
         self.links.insert(peer.clone(), link);
     }

@@ -15,6 +15,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::frames::{Frames, Patience};
+use super::names::Names;
 use super::{PATH, auth, protocol};
 use crate::drill::{Drill, Way};
 use crate::wire::ident::Addr;
@@ -51,6 +52,7 @@ impl Link {
     /// batch carries what came while the one before was on its way. `done` is called with the fate of each before that.
     pub fn start(
         secret: auth::Secret,
+        names: Arc<Names>,
         drill: Arc<Drill>,
         peer: Addr,
         answer_bytes_max: usize,
@@ -59,7 +61,7 @@ impl Link {
     ) -> Self {
         let woken = Arc::new(Notify::new());
         let host = HeaderValue::from_str(peer.as_str()).ok();
-        let mut line = host.map(|host| Line { peer: peer.clone(), host, secret, answer_bytes_max, open: None });
+        let mut line = host.map(|host| Line { peer: peer.clone(), host, secret, names, answer_bytes_max, open: None });
         let wake = woken.clone();
         let task = tokio::spawn(async move {
             loop {
@@ -115,6 +117,7 @@ struct Line {
     peer: Addr,
     host: HeaderValue,
     secret: auth::Secret,
+    names: Arc<Names>,
     answer_bytes_max: usize,
     /// Nothing is on its way here.
     open: Option<Frames>,
@@ -169,8 +172,7 @@ impl Line {
 
     /// Opens a stream, or says why there is none.
     async fn open(&self) -> Result<Frames, String> {
-        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(self.peer.as_str())).await;
-        let stream = connected.map_err(|_| "it does not accept connections")?.map_err(|error| error.to_string())?;
+        let stream = self.connect().await.inspect_err(|_| self.names.doubt(&self.peer))?;
         // A socket that can't be set up has broken already, and says so when it is used.
         let _ = stream.set_nodelay(true);
         let (mut sender, connection) =
@@ -183,6 +185,12 @@ impl Line {
         let upgraded = hyper::upgrade::on(response).await.map_err(|error| error.to_string())?;
         let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| "it is no socket".to_owned())?;
         Ok(Frames::new(parts.io.into_inner(), parts.read_buf, self.secret.clone()))
+    }
+
+    async fn connect(&self) -> Result<TcpStream, String> {
+        let found = self.names.find(&self.peer).await?;
+        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(&found[..])).await;
+        connected.map_err(|_| "it does not accept connections")?.map_err(|error| error.to_string())
     }
 
     fn request(&self) -> Request<Empty<Bytes>> {

@@ -9,8 +9,10 @@
 pub mod auth;
 pub mod frames;
 mod link;
+mod names;
 
 pub use link::{Link, LinkDone};
+pub use names::Names;
 
 use crate::wire::peer::PROTOCOL_VERSION;
 

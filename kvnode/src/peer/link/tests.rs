@@ -32,7 +32,8 @@ async fn fate_at(peer: &TcpListener) -> (LinkDone, Duration) {
         let _ = told.send(fate);
     };
     let begun = Instant::now();
-    let _link = Link::start(auth::Secret::new(None), Arc::new(Drill::new(false)), peer, 1 << 20, next, done);
+    let (secret, names, drill) = (auth::Secret::new(None), Arc::new(Names::default()), Arc::new(Drill::new(false)));
+    let _link = Link::start(secret, names, drill, peer, 1 << 20, next, done);
     let fate = timeout(Duration::from_secs(20), fate).await.expect("every batch has a fate").unwrap();
     (fate, begun.elapsed())
 }
