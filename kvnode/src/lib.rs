@@ -9,6 +9,7 @@ pub mod handles;
 pub mod http;
 pub mod limits;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod node;
 pub mod peer;

@@ -1,13 +1,15 @@
 //! Every bound and every time limit of the node, with the reason for its default.
 //!
 //! What a client or a peer can make grow has a bound here. At a bound the answer is a 4xx or a 503 with `Retry-After`;
-//! memory never grows without end. Each setting is a flag and an environment variable of the same name in capitals.
+//! memory never grows without end. What counts bytes is smaller by default where there is little memory: "the memory" is what the machine
+//! has, or what a container leaves this process. Each setting is a flag and an environment variable of the same name in capitals.
 
 use std::time::Duration;
 
 use clap::Args;
 
 use crate::config::ConfigError;
+use crate::memory;
 use crate::setting::{Setting, bytes, count, duration};
 
 /// The settings as given, not yet checked. `None` and empty both mean "the default".
@@ -38,13 +40,15 @@ pub struct LimitArgs {
     /// A client that takes none of its answer for this long is cut off [default: 30s]
     #[arg(long, env = "WRITE_TIMEOUT", value_name = "TIME")]
     write_timeout: Option<String>,
-    /// Connections served at once; further ones get 503 and are closed [default: 4096]
+    /// Connections served at once; further ones get 503 and are closed [default: 4096, fewer
+    /// where memory or file handles are short]
     #[arg(long, env = "MAX_CONNECTIONS", value_name = "COUNT")]
     max_connections: Option<String>,
-    /// Bytes of request and answer bodies of clients held at once, all together; beyond it 503 [default: 256MiB]
+    /// Bytes of request and answer bodies of clients held at once, all together; beyond it 503 [default: 256MiB, at most 1/16 of the memory]
     #[arg(long, env = "MAX_BODIES", value_name = "BYTES")]
     max_bodies: Option<String>,
-    /// Largest batch taken from another node; at least 2 MiB more than the largest body [default: 64MiB]
+    /// Largest batch taken from another node; at least 2 MiB more than the largest body [default: 64MiB, at most
+    /// 1/32 of the memory]
     #[arg(long, env = "MAX_PEER_BODY", value_name = "BYTES")]
     max_peer_body: Option<String>,
     /// Longest key in characters; beyond it 400 [default: 50]
@@ -62,13 +66,14 @@ pub struct LimitArgs {
     /// Requests that may be under way at other nodes at once; beyond it 503 [default: 10000]
     #[arg(long, env = "MAX_FORWARDS", value_name = "COUNT")]
     max_forwards: Option<String>,
-    /// Bytes of messages that may wait for one peer, replication not counted [default: 32MiB]
+    /// Bytes of messages that may wait for one peer, replication not counted [default: 32MiB, at most 1/32 of the memory]
     #[arg(long, env = "MAX_PEER_QUEUE", value_name = "BYTES")]
     max_peer_queue: Option<String>,
-    /// Bytes of recent writes kept in memory for replicas that lag [default: 16MiB]
+    /// Bytes of recent writes kept in memory for replicas that lag [default: 16MiB, at most 1/16 of the memory]
     #[arg(long, env = "LOG_BYTES", value_name = "BYTES")]
     log_bytes: Option<String>,
-    /// Bytes that the stored data may take; beyond it writes get 507 [default: what the disk has]
+    /// Bytes that the stored data may take; beyond it writes get 507 [default: what the disk has; without DATA_DIR half
+    /// of the memory]
     #[arg(long, env = "STORE_BYTES_MAX", value_name = "BYTES")]
     store_bytes_max: Option<String>,
 }
@@ -93,7 +98,7 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// Without any progress of an answer.
     pub write_timeout: Duration,
-    /// Connections, each of which costs about 20 KiB and one file handle.
+    /// Connections, each of which costs about 20 KiB (and up to 64 KiB while it takes a large body) and one file handle.
     pub max_connections: usize,
     /// Bytes of clients' bodies in memory, both ways: what `max_connections` × `max_body` would be is too much.
     pub max_bodies: usize,
@@ -117,6 +122,8 @@ impl Limits {
     }
 }
 
+/// What a connection takes.
+const CONNECTION_BYTES: usize = 20 << 10;
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 /// What a batch may hold beside one value: it is full after 1 MiB, which one message may go beyond, as full and with one value.
@@ -154,9 +161,14 @@ impl Default for Limits {
 }
 
 impl LimitArgs {
-    /// Checks every setting that is given and fills in the defaults.
+    /// Checks every setting that is given and fills in the defaults, for the memory that this process may use.
     pub fn resolve(&self) -> Result<Limits, ConfigError> {
+        self.resolve_for(memory::allowed())
+    }
+
+    fn resolve_for(&self, memory: Option<usize>) -> Result<Limits, ConfigError> {
         let d = Limits::default();
+        let share = |most, parts| memory::share_of(memory, most, parts);
         let time = |name, given: &Option<String>, default| {
             Setting::new(name, given, "500ms or 2s").parse_or(default, |t| duration(t, TIME_MIN, TIME_MAX))
         };
@@ -171,7 +183,9 @@ impl LimitArgs {
         };
         let max_body = size("MAX_BODY", &self.max_body, 1, d.max_body)?;
         let least = max_body.saturating_add(BATCH_BESIDE_VALUE);
-        let max_peer_body = size("MAX_PEER_BODY", &self.max_peer_body, MIB, d.max_peer_body.max(least))?;
+        // Four of them may be held at once.
+        let peer_default = share(d.max_peer_body, 32).max(least);
+        let max_peer_body = size("MAX_PEER_BODY", &self.max_peer_body, MIB, peer_default)?;
         if max_peer_body < least {
             // It would be refused by the other nodes again and again, and all later writes wait behind it.
             let why = format!("is too small for MAX_BODY: a batch with the largest value takes up to {least} bytes");
@@ -186,16 +200,22 @@ impl LimitArgs {
             body_total_timeout: time("BODY_TOTAL_TIMEOUT", &self.body_total_timeout, d.body_total_timeout)?,
             idle_timeout: time("IDLE_TIMEOUT", &self.idle_timeout, d.idle_timeout)?,
             write_timeout: time("WRITE_TIMEOUT", &self.write_timeout, d.write_timeout)?,
-            max_connections: number("MAX_CONNECTIONS", &self.max_connections, 1_000_000, d.max_connections)?,
-            max_bodies: size("MAX_BODIES", &self.max_bodies, 1, d.max_bodies)?,
+            max_connections: number(
+                "MAX_CONNECTIONS",
+                &self.max_connections,
+                1_000_000,
+                share(d.max_connections * CONNECTION_BYTES, 16) / CONNECTION_BYTES,
+            )?,
+            // One body must be possible.
+            max_bodies: size("MAX_BODIES", &self.max_bodies, 1, share(d.max_bodies, 16).max(2 * max_body))?,
             max_peer_body,
             max_key_chars: number("MAX_KEY_CHARS", &self.max_key_chars, 8192, d.max_key_chars)?,
             causal_wait: wait("CAUSAL_WAIT", &self.causal_wait, d.causal_wait)?,
             ack_wait: wait("ACK_WAIT", &self.ack_wait, d.ack_wait)?,
             max_parked: number("MAX_PARKED", &self.max_parked, COUNT_MAX, d.max_parked)?,
             max_forwards: number("MAX_FORWARDS", &self.max_forwards, COUNT_MAX, d.max_forwards)?,
-            max_peer_queue: size("MAX_PEER_QUEUE", &self.max_peer_queue, MIB, d.max_peer_queue)?,
-            log_bytes: size("LOG_BYTES", &self.log_bytes, 64 * KIB, d.log_bytes)?,
+            max_peer_queue: size("MAX_PEER_QUEUE", &self.max_peer_queue, MIB, share(d.max_peer_queue, 32).max(MIB))?,
+            log_bytes: size("LOG_BYTES", &self.log_bytes, 64 * KIB, share(d.log_bytes, 16))?,
             store_bytes_max: Setting::new("STORE_BYTES_MAX", &self.store_bytes_max, "512MiB or 20GiB")
                 .parse(|text| bytes(text, MIB, usize::MAX >> 8).map(|bytes| bytes as u64))?,
         })
@@ -208,9 +228,22 @@ mod tests {
 
     #[test]
     fn nothing_given_means_the_defaults() {
-        assert_eq!(LimitArgs::default().resolve(), Ok(Limits::default()));
+        assert_eq!(LimitArgs::default().resolve_for(None), Ok(Limits::default()));
         let empty = LimitArgs { max_body: Some(String::new()), ..LimitArgs::default() };
-        assert_eq!(empty.resolve(), Ok(Limits::default()));
+        assert_eq!(empty.resolve_for(Some(64 << 30)), Ok(Limits::default()));
+    }
+
+    #[test]
+    fn budgets_fit_into_the_memory() {
+        for memory in [64 * MIB, 128 * MIB, 512 * MIB, 4096 * MIB] {
+            let limits = LimitArgs::default().resolve_for(Some(memory)).unwrap();
+            let bodies = limits.max_bodies + 4 * limits.max_peer_body + limits.least_peer_body();
+            let all = bodies + limits.log_bytes + limits.max_connections * CONNECTION_BYTES + limits.max_peer_queue;
+            assert!(all <= memory / 16 * 9, "{memory}: {limits:?}");
+            assert!(limits.max_bodies >= 2 * limits.max_body);
+        }
+        let given = LimitArgs { max_bodies: Some("300MiB".into()), ..LimitArgs::default() };
+        assert_eq!(given.resolve_for(Some(64 * MIB)).unwrap().max_bodies, 300 * MIB, "who says so is believed");
     }
 
     #[test]

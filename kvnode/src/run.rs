@@ -16,6 +16,7 @@ use crate::core::loss::{Identity, Lost, Past, is_blank};
 use crate::core::settings::Settings;
 use crate::handles::Handles;
 use crate::http::{self, Front, accept};
+use crate::memory;
 use crate::node::{NodeHandle, NodeParts};
 use crate::storage::damaged::{SetAside, last_set_aside};
 use crate::storage::dir::DataDir;
@@ -53,6 +54,7 @@ pub async fn run(config: Config) -> ExitCode {
 /// `Err` is what to print: the settings can't be used here.
 async fn start_and_serve(config: &Config) -> Result<ExitCode, String> {
     let mut stop = Stop::listen()?;
+    memory::check()?;
     let handles = Handles::of_process()?;
     threads::check(config.data_dir.is_some())?;
     // As long as there is one such thread, the runtime waits where the system refuses another; with none it would panic.
@@ -138,7 +140,7 @@ fn start_node(config: &Config, opening: &Arc<Opening>) -> Result<NodeHandle, Str
         owned,
         fsync: config.fsync,
         secret,
-        store_bytes_max: config.limits.store_bytes_max,
+        store_bytes_max: store_bytes_max(config),
         drill: config.drill,
         peer_body_max: config.limits.max_peer_body,
     };
@@ -216,6 +218,12 @@ fn unusable(path: &Path, error: &StoreError) -> String {
         _ => "",
     };
     format!("DATA_DIR (--data-dir) {}: {error}{advice}", path.display())
+}
+
+/// Data in memory must leave room for everything else.
+fn store_bytes_max(config: &Config) -> Option<u64> {
+    let half_of_memory = || memory::allowed().map(|allowed| allowed as u64 / 2);
+    config.limits.store_bytes_max.or_else(|| half_of_memory().filter(|_| config.data_dir.is_none()))
 }
 
 fn settings(config: &Config, past: Past, noted: Option<Identity>) -> Result<Settings, String> {

@@ -35,7 +35,10 @@ use crate::core::room::Room;
 use crate::wire::ident::{Key, Slot};
 
 /// Block cache. Small, for a container with a few hundred MiB.
-const CACHE_BYTES: u64 = 32 << 20;
+const CACHE_BYTES: usize = 32 << 20;
+/// What one table begins as, in memory. Up to five of them wait to be written before the engine lets writes wait. (A store keeps the
+/// size that it was made with.)
+const MEMTABLE_BYTES: usize = 64 << 20;
 /// Journals that wait for their data to reach tables.
 const JOURNAL_BYTES: u64 = 128 << 20;
 /// The most that one compaction rewrites, about: the youngest tables and those below that they overlap.
@@ -136,7 +139,7 @@ impl DurableStore {
         fs::create_dir_all(dir).map_err(|error| StoreError::of_io(&error))?;
         let ballast = Ballast::open(dir);
         let db = Database::builder(dir.join("fjall"))
-            .cache_size(CACHE_BYTES)
+            .cache_size(crate::memory::share(CACHE_BYTES, 16) as u64)
             .max_cached_files(Some(crate::handles::engine_files()))
             .max_journaling_size(JOURNAL_BYTES)
             // The first only flushes: with one, a long compaction would leave what is in memory to grow.
@@ -144,7 +147,9 @@ impl DurableStore {
             // Commits say themselves when the journal is handed to the operating system.
             .manual_journal_persist(true)
             .open()?;
-        let keyspace = |name| db.keyspace(name, KeyspaceCreateOptions::default);
+        let memtable = crate::memory::share(MEMTABLE_BYTES, 16) as u64;
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(memtable);
+        let keyspace = |name| db.keyspace(name, options);
         let (versions, keys, facts) = (keyspace("versions")?, keyspace("keys")?, keyspace("facts")?);
         let recovered = facts.get(BATCH)?.map_or(Ok(0), |bytes| decode_number(&bytes))?;
         let mark = SyncMark::open(&dir.join("synced")).map_err(|error| StoreError::of_io(&error))?;
@@ -468,8 +473,10 @@ impl FjallSyncer {
     /// because then the folder of the journals is tidied up, too: that is for a thread that may block.
     fn bound_unflushed(&self) -> Result<()> {
         let unflushed = self.db.write_buffer_size();
+        // Where there is little memory, this is bound by that, whatever it costs to merge.
+        let most = crate::memory::share(usize::MAX, 8) as u64;
         if unflushed > UNFLUSHED_BYTES
-            && unflushed > UNFLUSHED_PER_STORED * stored_bytes(&self.keyspaces)
+            && (unflushed > UNFLUSHED_PER_STORED * stored_bytes(&self.keyspaces) || unflushed > most)
             && self.keyspaces.iter().all(|keyspace| keyspace.sealed_memtable_count() == 0)
         {
             for keyspace in &self.keyspaces {

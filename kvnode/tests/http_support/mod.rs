@@ -36,11 +36,15 @@ pub fn free_address() -> SocketAddr {
 impl Node {
     /// Starts a node and waits until it is ready.
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_by(kvnode(&[]), arguments)
+    }
+
+    /// The same with a command that ends in `kvnode`.
+    pub fn start_by(mut command: Command, arguments: &[&str]) -> Self {
         let address = free_address();
         let text = address.to_string();
-        let mut all = vec!["--socket-address", &text, "--listen-address", &text, "--log-level", "error"];
-        all.extend(arguments);
-        let child = kvnode(&all).stdout(Stdio::null()).spawn().expect("kvnode starts");
+        command.args(["--socket-address", &text, "--listen-address", &text, "--log-level", "error"]);
+        let child = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("kvnode starts");
         let node = Self { address, child };
         until("the node is ready", || {
             TcpStream::connect(address).is_ok() && node.request("GET", "/ready", &[], "").status == 200
