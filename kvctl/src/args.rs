@@ -45,7 +45,7 @@ pub enum Command {
     /// Bring a cluster up, take it down, look at it
     #[command(subcommand)]
     Cluster(ClusterCommand),
-    /// Add a node; stop, start, kill, pause and unpause single nodes
+    /// Add and remove nodes; stop, start, kill, pause and unpause single ones
     #[command(subcommand)]
     Node(NodeCommand),
     /// Write a key. VALUE is JSON; what is no JSON is taken as a string
@@ -134,7 +134,7 @@ pub enum ClusterCommand {
     /// Print what a node logs
     Logs {
         node: String,
-        /// Go on as it logs more
+        /// Go on as it logs more, also after a restart
         #[arg(long, short)]
         follow: bool,
     },
@@ -201,4 +201,11 @@ pub enum NodeCommand {
     Pause { node: String },
     /// Unfreeze it
     Unpause { node: String },
+    /// Delete a node that was taken out of the view, with its data; it goes from the list
+    Remove {
+        node: String,
+        /// Don't ask
+        #[arg(long, short)]
+        yes: bool,
+    },
 }

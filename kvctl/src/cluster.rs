@@ -35,6 +35,10 @@ pub struct Spec {
     /// Names of nodes that were taken out of the view: still there, but no longer wanted to run, nor asked for anything.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub removed: BTreeSet<String>,
+    /// Names of founders that were deleted. Their addresses stay in VIEW, which tells the cluster's nodes from others', and are given to
+    /// nobody else.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub gone: BTreeSet<String>,
     /// Whether its nodes let faults be injected.
     #[serde(default)]
     pub drill: bool,
@@ -61,6 +65,7 @@ impl Spec {
             image: "asg4img".into(),
             added: Vec::new(),
             removed: BTreeSet::new(),
+            gone: BTreeSet::new(),
             drill: false,
         };
         let base = known.unwrap_or(&default);
@@ -73,6 +78,7 @@ impl Spec {
             image: args.image.clone().unwrap_or_else(|| base.image.clone()),
             added: base.added.clone(),
             removed: base.removed.clone(),
+            gone: base.gone.clone(),
             drill: base.drill || args.drill,
         };
         if let Some(known) = known.filter(|known| **known != spec) {
@@ -125,11 +131,25 @@ impl Spec {
         (0..self.nodes).map(node).collect()
     }
 
-    /// All nodes: the founders, then those that were added.
+    /// All nodes that there are: the founders, then those that were added.
     pub fn node_specs(&self) -> Vec<NodeSpec> {
-        let mut all = self.founders();
-        all.extend(self.added.iter().cloned());
-        all
+        let founders = self.founders().into_iter().filter(|node| !self.gone.contains(&node.name));
+        founders.chain(self.added.iter().cloned()).collect()
+    }
+
+    /// The same, and the founders that are gone.
+    fn past_and_present(&self) -> Vec<NodeSpec> {
+        self.founders().into_iter().chain(self.added.iter().cloned()).collect()
+    }
+
+    /// A node is there no more.
+    pub fn delete(&mut self, node: &NodeSpec) {
+        self.removed.remove(&node.name);
+        let count = self.added.len();
+        self.added.retain(|one| one != node);
+        if self.added.len() == count {
+            self.gone.insert(node.name.clone());
+        }
     }
 
     /// The nodes that are meant to run: all but those taken out of the view.
@@ -166,7 +186,8 @@ impl Spec {
         }
         // Not the network's own address, not the gateway's, not the one for broadcasts.
         let hosts = (1_u32 << (32 - u32::from(self.subnet.1))) - 3;
-        let held = |ip: Ipv4Addr| taken.contains(&ip) || nodes.iter().any(|node| node.ip == ip);
+        let past_and_present = self.past_and_present();
+        let held = |ip: Ipv4Addr| taken.contains(&ip) || past_and_present.iter().any(|node| node.ip == ip);
         let index = (0..hosts).find(|&index| !held(self.ip(index))).ok_or_else(|| {
             Failure::environment(format!("the network {}/{} has no free address", self.subnet.0, self.subnet.1))
         })?;
@@ -202,7 +223,7 @@ impl Spec {
 
     /// VIEW, given each node's address.
     pub fn view(&self, ip: impl Fn(&NodeSpec) -> Ipv4Addr) -> String {
-        let all: Vec<String> = self.node_specs().iter().map(|node| format!("{}:{NODE_PORT}", ip(node))).collect();
+        let all: Vec<String> = self.past_and_present().iter().map(|node| format!("{}:{NODE_PORT}", ip(node))).collect();
         all.join(",")
     }
 
@@ -290,6 +311,26 @@ mod tests {
         spec.removed.insert("frank".into());
         assert!(spec.members().iter().all(|node| node.name != "frank") && spec.members().contains(&grace));
         assert!(spec.node("frank").is_ok(), "it can still be stopped");
+        let kept: Spec = serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
+        assert_eq!(kept, spec);
+    }
+
+    #[test]
+    fn a_deleted_node_leaves_its_name_and_the_cluster_stays_the_same() {
+        let mut spec = Spec::resolve("default", &args(), None).unwrap();
+        let view = spec.view(|node| node.ip);
+        let frank = spec.node("frank").unwrap();
+        spec.removed.insert("frank".into());
+        spec.delete(&frank);
+        assert!(spec.node("frank").is_err() && spec.node_specs().len() == 5 && spec.removed.is_empty());
+        assert!(spec.is_own_view(&view, |node| node.ip), "the others were made with this VIEW");
+        let again = spec.next_node(Some("frank"), &BTreeSet::new()).unwrap();
+        assert_eq!(again.ip.to_string(), "10.10.0.8", "not the address of the one that is gone");
+        spec.added.push(again.clone());
+        assert_eq!((spec.node("frank").unwrap(), spec.shard_count(&again)), (again.clone(), None));
+        assert_eq!(Spec::resolve("default", &args(), Some(&spec)).unwrap(), spec, "another up changes nothing");
+        spec.delete(&again);
+        assert_eq!(spec.node_specs().len(), 5);
         let kept: Spec = serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
         assert_eq!(kept, spec);
     }

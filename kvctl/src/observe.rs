@@ -14,12 +14,18 @@ use crate::state::Record;
 /// A node that does not answer a look within this is said not to.
 pub const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The stage of a node that serves its shard.
+const SERVING: &str = "serving";
+
 /// What is used of a node's `/status`. What it does not say is absent, not an error: nodes of two versions may be at work.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Status {
     pub epoch: Option<u64>,
     pub shard: Option<String>,
+    pub stage: Option<String>,
+    /// Why it does not serve.
+    pub reason: String,
     pub keys: Option<u64>,
     pub digest: Option<String>,
     pub shards: Vec<ShardStatus>,
@@ -39,8 +45,28 @@ pub struct ShardStatus {
 #[serde(default)]
 pub struct PeerStatus {
     pub node: String,
+    pub reachable: bool,
+    pub stage: Option<String>,
     /// Writes that the other has not acknowledged, if it is a replica of the same shard.
     pub lag: Option<u64>,
+}
+
+impl Status {
+    pub fn is_serving(&self) -> bool {
+        self.stage.as_deref() == Some(SERVING)
+    }
+
+    /// Whether it counts a node among the members.
+    pub fn lists(&self, address: &str) -> bool {
+        let in_shard = |shard: &ShardStatus| shard.members.iter().any(|member| member == address);
+        self.peers.iter().any(|peer| peer.node == address) || self.shards.iter().any(in_shard)
+    }
+
+    /// Whether it knows of another that this serves, and reaches it.
+    pub fn sees_serving(&self, address: &str) -> bool {
+        let serves = |peer: &PeerStatus| peer.reachable && peer.stage.as_deref() == Some(SERVING);
+        self.peers.iter().any(|peer| peer.node == address && serves(peer))
+    }
 }
 
 /// What one node said; `Err` tells why there is nothing.
@@ -112,7 +138,11 @@ fn told(answer: Result<Result<Answer, Error>, tokio::time::error::Elapsed>) -> R
 /// The shards and the addresses of their members, as the node knows them that has seen the latest epoch; empty while
 /// nobody knows any.
 pub fn layout(seen: &[Seen]) -> BTreeMap<String, Vec<String>> {
-    let statuses = seen.iter().filter_map(|one| one.status.as_ref().ok());
+    layout_of(seen.iter().filter_map(|one| one.status.as_ref().ok()))
+}
+
+/// See [`layout`].
+pub fn layout_of<'a>(statuses: impl Iterator<Item = &'a Status>) -> BTreeMap<String, Vec<String>> {
     let newest = statuses.filter(|status| !status.shards.is_empty()).max_by_key(|status| status.epoch);
     let shards = newest.map(|status| status.shards.clone()).unwrap_or_default();
     shards.into_iter().map(|shard| (shard.id, shard.members)).collect()

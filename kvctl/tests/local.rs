@@ -18,7 +18,7 @@ fn cluster(name: &str, block: u8) -> Cluster {
 fn up_use_and_down() {
     let cluster = cluster("use", 1);
     let table = cluster.up();
-    assert_eq!(table.lines().count(), 7, "{table}");
+    assert_eq!(table.lines().count(), 8, "{table}");
     assert!(table.lines().nth(1).is_some_and(|line| line.starts_with("alice") && line.contains("ready")), "{table}");
     let before = cluster.status();
     cluster.up();

@@ -2,19 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
-use kvnode::client::Client;
-use serde::Serialize;
-use serde_json::Value;
-
-use super::Context;
+use super::{Context, status};
 use crate::args::{ClusterCommand, Output, UpArgs};
 use crate::cluster::{NodeSpec, Spec};
 use crate::error::{Code, Failure, Result};
 use crate::goal::Goal;
 use crate::interrupt::Interrupt;
-use crate::observe::{LOOK_TIMEOUT, Observer};
-use crate::render::{Progress, confirm, line, show, stream_out, table};
+use crate::observe::Observer;
+use crate::render::{Progress, confirm, line, show, stream_out};
 use crate::runtime::{self, NodeState, Runtime};
 use crate::state::{Record, RuntimeKind};
 
@@ -22,7 +17,7 @@ pub async fn run(context: &Context, command: ClusterCommand) -> Result<()> {
     match command {
         ClusterCommand::Up(args) => up(context, &args).await,
         ClusterCommand::Down { yes, keep_data } => down(context, yes, keep_data).await,
-        ClusterCommand::Status => status(context).await,
+        ClusterCommand::Status => status::run(context).await,
         ClusterCommand::Logs { node, follow } => logs(context, &node, follow).await,
     }
 }
@@ -34,7 +29,9 @@ async fn logs(context: &Context, name: &str, follow: bool) -> Result<()> {
     let (record, runtime) = context.runtime().await?;
     let node = record.spec.node(name)?;
     if context.output == Output::Text {
-        return runtime.logs(&node, follow, &mut stream_out).await;
+        let mut out = stream_out;
+        let logs = runtime.logs(&node, follow, &mut out);
+        return if follow { while_there(context, logs).await } else { logs.await };
     }
     if follow {
         return Err(Failure::usage("--follow has no end and --output json is one document: choose one"));
@@ -43,6 +40,23 @@ async fn logs(context: &Context, name: &str, follow: bool) -> Result<()> {
     let lines: Vec<&str> = text.lines().collect();
     show(context.output, &serde_json::json!({"node": name, "lines": lines}), || {});
     Ok(())
+}
+
+/// Between two looks whether there is a cluster still.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Does `work`, which has no end of its own, until the cluster is taken down.
+async fn while_there(context: &Context, work: impl Future<Output = Result<()>>) -> Result<()> {
+    let gone = async {
+        while context.state.load()?.is_some() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    };
+    tokio::select! {
+        done = work => done,
+        gone = gone => gone,
+    }
 }
 
 /// All that a node has logged.
@@ -61,7 +75,7 @@ async fn up(context: &Context, args: &UpArgs) -> Result<()> {
         context.state.forget(true)?;
     }
     let (record, runtime) = made?;
-    show_status(context, &record, &runtime).await
+    status::show_status(context, &record, &runtime).await
 }
 
 /// Brings up what the arguments say, or leaves nothing that it made.
@@ -153,76 +167,4 @@ async fn down(context: &Context, yes: bool, keep_data: bool) -> Result<()> {
         line(&format!("cluster '{}' is {kept}", context.name))
     });
     Ok(())
-}
-
-#[derive(Serialize)]
-struct NodeStatus {
-    name: String,
-    address: String,
-    endpoint: String,
-    state: NodeState,
-    ready: bool,
-    reason: String,
-    shard: Option<String>,
-    keys: Option<u64>,
-    /// The most writes of this node that a replica of its shard has not acknowledged.
-    lag: Option<u64>,
-}
-
-#[derive(Serialize)]
-struct ClusterStatus {
-    cluster: String,
-    runtime: RuntimeKind,
-    nodes: Vec<NodeStatus>,
-}
-
-async fn status(context: &Context) -> Result<()> {
-    let (record, runtime) = context.runtime().await?;
-    show_status(context, &record, &runtime).await
-}
-
-async fn show_status(context: &Context, record: &Record, runtime: &Runtime) -> Result<()> {
-    let specs = record.spec.node_specs();
-    let nodes = join_all(specs.iter().map(|node| node_status(runtime, node))).await;
-    let nodes = nodes.into_iter().collect::<Result<Vec<NodeStatus>>>()?;
-    let status = ClusterStatus { cluster: context.name.clone(), runtime: record.runtime, nodes };
-    show(context.output, &status, || {
-        let dash = || "-".to_owned();
-        let row = |node: &NodeStatus| {
-            vec![
-                node.name.clone(),
-                node.address.clone(),
-                format!("http://{}", node.endpoint),
-                node.shard.clone().unwrap_or_else(dash),
-                if node.ready { "ready".to_owned() } else { node.state.name().to_owned() },
-                node.keys.map_or_else(dash, |keys| keys.to_string()),
-                node.lag.map_or_else(dash, |lag| lag.to_string()),
-                node.reason.clone(),
-            ]
-        };
-        table(&["NODE", "ADDRESS", "URL", "SHARD", "STATE", "KEYS", "LAG", ""], status.nodes.iter().map(row).collect());
-    });
-    Ok(())
-}
-
-async fn node_status(runtime: &Runtime, node: &NodeSpec) -> Result<NodeStatus> {
-    let state = runtime.state(node).await?;
-    let endpoint = runtime.endpoint(node);
-    let client = Client::new(vec![endpoint.clone()]);
-    let look = tokio::time::timeout(LOOK_TIMEOUT, client.look("/status"));
-    let answer = if state == NodeState::Running { look.await.ok() } else { None };
-    let json = answer.and_then(|answer| answer.ok()).map(|answer| answer.json()).unwrap_or_default();
-    let text = |name: &str| json.get(name).and_then(Value::as_str).map(str::to_owned);
-    let lags = json.get("peers").and_then(Value::as_array).into_iter().flatten();
-    Ok(NodeStatus {
-        name: node.name.clone(),
-        address: runtime.address(node),
-        endpoint,
-        state,
-        ready: text("stage").as_deref() == Some("serving"),
-        reason: text("reason").unwrap_or_default(),
-        shard: text("shard"),
-        keys: json.get("keys").and_then(Value::as_u64),
-        lag: lags.filter_map(|peer| peer.get("lag").and_then(Value::as_u64)).max(),
-    })
 }

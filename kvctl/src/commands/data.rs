@@ -1,20 +1,25 @@
 //! put, get, delete, keys: with a causal session kept from command to command.
 
-use kvnode::client::{Answer, Client, Session};
+use kvnode::client::{Answer, Client, Error, Session};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{Context, refused};
+use super::refusal::{explained, unanswered, unanswered_write};
+use super::{Context, Names, client_of, patiently};
 use crate::args::{DataArgs, Output};
 use crate::error::{Failure, Result};
 use crate::render::{line, show, stream_out};
-use crate::state::SessionFile;
+use crate::runtime::Runtime;
+use crate::state::{Record, SessionFile};
 
 /// Keys asked for at a time.
 const PAGE: usize = 1_000;
 
 /// A client and the session that its requests belong to.
 struct Data {
+    record: Record,
+    runtime: Runtime,
+    names: Names,
     client: Client,
     session: Session,
     file: Option<SessionFile>,
@@ -22,10 +27,11 @@ struct Data {
 
 impl Data {
     async fn open(context: &Context, args: &DataArgs) -> Result<Self> {
-        let client = context.client(&args.via).await?;
+        let (record, runtime) = context.runtime().await?;
+        let (client, names) = (client_of(&record, &runtime, &args.via).await?, Names::of(&record, &runtime));
         let file = if args.no_session { None } else { Some(context.state.session(&args.session)?) };
         let metadata = file.as_ref().and_then(|file| file.metadata.clone());
-        Ok(Self { client, session: Session { metadata }, file })
+        Ok(Self { record, runtime, names, client, session: Session { metadata }, file })
     }
 
     /// Goes on with the session, and with what other commands have seen in it meanwhile.
@@ -38,13 +44,33 @@ impl Data {
         Ok(())
     }
 
+    /// Does a read.
+    async fn read(
+        &mut self,
+        asked: impl AsyncFnOnce(&Client, &mut Session) -> std::result::Result<Answer, Error>,
+    ) -> Result<Answer> {
+        let answer = patiently(&self.client, &self.names, asked(&self.client, &mut self.session)).await;
+        let answer = answer.map_err(|error| unanswered(&error, &self.names))?;
+        self.close(answer).await
+    }
+
+    /// Does a write.
+    async fn write(
+        &mut self,
+        asked: impl AsyncFnOnce(&Client, &mut Session) -> std::result::Result<Answer, Error>,
+    ) -> Result<Answer> {
+        let answer = patiently(&self.client, &self.names, asked(&self.client, &mut self.session)).await;
+        let answer = answer.map_err(|error| unanswered_write(&error, &self.names))?;
+        self.close(answer).await
+    }
+
     /// Keeps what the session has seen and leaves it to other commands: whoever reads what is printed next may take his time. Turns a
     /// refusal into a failure.
-    fn close(&mut self, answer: Answer) -> Result<Answer> {
+    async fn close(&mut self, answer: Answer) -> Result<Answer> {
         if let (Some(file), Some(metadata)) = (self.file.take(), &self.session.metadata) {
             file.save(metadata)?;
         }
-        if answer.is_success() { Ok(answer) } else { Err(refused(&answer)) }
+        if answer.is_success() { Ok(answer) } else { Err(explained(&answer, &self.record, &self.runtime).await) }
     }
 }
 
@@ -62,8 +88,7 @@ pub async fn put(context: &Context, key: &str, value: &str, args: &DataArgs) -> 
         .or_else(|_| serde_json::value::to_raw_value(value))
         .map_err(|error| Failure::usage(error.to_string()))?;
     let mut data = Data::open(context, args).await?;
-    let answer = data.client.put(key, &json, &mut data.session).await?;
-    let answer = data.close(answer)?;
+    let answer = data.write(async |client, session| client.put(key, &json, session).await).await?;
     show_answer(context.output, &answer, say_written);
     Ok(())
 }
@@ -77,8 +102,7 @@ fn say_written(json: &Value) {
 
 pub async fn get(context: &Context, key: &str, args: &DataArgs) -> Result<()> {
     let mut data = Data::open(context, args).await?;
-    let answer = data.client.get(key, &mut data.session).await?;
-    let answer = data.close(answer)?;
+    let answer = data.read(async |client, session| client.get(key, session).await).await?;
     show_answer(context.output, &answer, |_| {
         if let Some(value) = answer.value() {
             // A string is printed as it is; anything else as JSON, to the last digit.
@@ -91,8 +115,7 @@ pub async fn get(context: &Context, key: &str, args: &DataArgs) -> Result<()> {
 
 pub async fn delete(context: &Context, key: &str, args: &DataArgs) -> Result<()> {
     let mut data = Data::open(context, args).await?;
-    let answer = data.client.delete(key, &mut data.session).await?;
-    let answer = data.close(answer)?;
+    let answer = data.write(async |client, session| client.delete(key, session).await).await?;
     show_answer(context.output, &answer, say_written);
     Ok(())
 }
@@ -109,8 +132,9 @@ pub async fn keys(context: &Context, prefix: &str, limit: Option<usize>, args: &
         if cursor.is_some() {
             data.go_on(context, args)?;
         }
-        let answer = data.client.keys(prefix, page, cursor.as_deref(), &mut data.session).await?;
-        let json = data.close(answer)?.json();
+        let from = cursor.as_deref();
+        let answer = data.read(async |client, session| client.keys(prefix, page, from, session).await).await?;
+        let json = answer.json();
         let keys = json.get("keys").and_then(Value::as_array).cloned().unwrap_or_default();
         let keys: Vec<String> = keys.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect();
         if context.output == Output::Text {

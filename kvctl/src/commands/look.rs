@@ -2,16 +2,19 @@
 
 use serde_json::Value;
 
-use super::{Context, refused};
+use super::refusal::{explained, unanswered};
+use super::{Context, Names, client_of, patiently};
 use crate::args::{ShardCommand, Via};
 use crate::error::Result;
 use crate::render::{line, show};
 
 /// Asks for `path` and shows the answer's `field`.
 async fn look(context: &Context, via: &Via, path: &str, field: &str) -> Result<()> {
-    let answer = context.client(via).await?.look(path).await?;
+    let (record, runtime) = context.runtime().await?;
+    let (client, names) = (client_of(&record, &runtime, via).await?, Names::of(&record, &runtime));
+    let answer = patiently(&client, &names, client.look(path)).await.map_err(|error| unanswered(&error, &names))?;
     if !answer.is_success() {
-        return Err(refused(&answer));
+        return Err(explained(&answer, &record, &runtime).await);
     }
     let json = answer.json();
     show(context.output, &json, || match json.get(field) {

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use kvnode::client::{Answer, Client};
+use kvnode::client::Client;
 
 use crate::args::{Cli, Command, Output, ShardCommand, Via};
+use crate::cluster::NodeSpec;
 use crate::error::{Code, Failure, Result};
 use crate::runtime::{NodeState, Runtime};
 use crate::state::{Record, StateDir};
@@ -16,10 +17,17 @@ mod data;
 mod drill;
 mod look;
 mod node;
+mod patience;
 mod recover;
+mod refusal;
+mod remove;
 mod reshard;
+mod status;
 mod topology;
 mod wait;
+
+use patience::patiently;
+use refusal::refused;
 
 /// What every command needs.
 pub struct Context {
@@ -47,16 +55,9 @@ impl Context {
         let runtime = Runtime::open(&record, &self.state).await?;
         Ok((record, runtime))
     }
-
-    /// A client of the cluster: of one node if one is named, else of all, starting anywhere. Nodes that are known not to
-    /// run come last: a paused one takes connections and answers nothing.
-    pub async fn client(&self, via: &Via) -> Result<Client> {
-        let (record, runtime) = self.runtime().await?;
-        client_of(&record, &runtime, via).await
-    }
 }
 
-/// See [`Context::client`].
+/// A client of the cluster: of one node if one is named, else of all, starting anywhere. Nodes that are known not to run come last.
 pub async fn client_of(record: &Record, runtime: &Runtime, via: &Via) -> Result<Client> {
     match &via.via {
         Some(name) => Ok(Client::new(vec![runtime.endpoint(&record.spec.node(name)?)])),
@@ -64,7 +65,8 @@ pub async fn client_of(record: &Record, runtime: &Runtime, via: &Via) -> Result<
     }
 }
 
-/// A client of all nodes that asks the one named `shunned` only where no other answers.
+/// A client of all nodes that asks the one named `shunned` only where no other answers. A paused node takes connections and answers
+/// nothing: it is asked only if all are.
 pub async fn client_but(record: &Record, runtime: &Runtime, shunned: Option<&str>) -> Result<Client> {
     let mut nodes = record.spec.node_specs();
     let mut start = [0];
@@ -73,12 +75,15 @@ pub async fn client_but(record: &Record, runtime: &Runtime, shunned: Option<&str
     nodes.rotate_left(usize::from(start[0]) % length);
     let mut ranked = Vec::new();
     for node in &nodes {
-        let runs = runtime.state(node).await? == NodeState::Running;
+        let state = runtime.state(node).await?;
         let shunned = shunned == Some(&node.name) || record.spec.removed.contains(&node.name);
-        ranked.push((shunned, !runs, runtime.endpoint(node)));
+        ranked.push((shunned, state, runtime.endpoint(node)));
+    }
+    if ranked.iter().any(|(_, state, _)| *state != NodeState::Paused) {
+        ranked.retain(|(_, state, _)| *state != NodeState::Paused);
     }
     // Stable: within a rank, the order stays the random one.
-    ranked.sort_by_key(|(shunned, stands, _)| (*shunned, *stands));
+    ranked.sort_by_key(|(shunned, state, _)| (*shunned, *state != NodeState::Running));
     Ok(Client::new(ranked.into_iter().map(|(_, _, endpoint)| endpoint).collect()))
 }
 
@@ -87,13 +92,15 @@ fn tail(word: &str) -> &str {
     &word[word.trim_end_matches([',', ';', ':']).len()..]
 }
 
-/// What people call each node, by its address.
+/// What people call each node, by its address and by where it is reached from here.
 pub struct Names(BTreeMap<String, String>);
 
 impl Names {
     pub fn of(record: &Record, runtime: &Runtime) -> Self {
         let nodes = record.spec.node_specs();
-        Self(nodes.into_iter().map(|node| (runtime.address(&node), node.name)).collect())
+        let names =
+            |node: NodeSpec| [(runtime.endpoint(&node), node.name.clone()), (runtime.address(&node), node.name)];
+        Self(nodes.into_iter().flat_map(names).collect())
     }
 
     /// The node's name; its address if kvctl did not start it.
@@ -112,22 +119,6 @@ impl Names {
         let names: Vec<&str> = addresses.iter().map(|address| self.name(address)).collect();
         if names.is_empty() { "-".into() } else { names.join(",") }
     }
-}
-
-/// Turns a refusal into a failure with the code that says which kind it is.
-pub fn refused(answer: &Answer) -> Failure {
-    let message = answer.error();
-    let code = match answer.status {
-        404 => Code::NotFound,
-        400 | 405 | 413 | 431 => Code::Usage,
-        409 => Code::Conflict,
-        503 if message.starts_with("Causal dependencies") => Code::DependenciesNotMet,
-        503 if message.starts_with("No replica") => Code::Unreachable,
-        _ => Code::Failed,
-    };
-    let unknown = answer.json().get("outcome").is_some_and(|outcome| outcome == "unknown");
-    let fate = if unknown { "; it may or may not have taken effect" } else { "" };
-    Failure::new(code, format!("{message}{fate} (said {})", answer.node))
 }
 
 pub async fn run(cli: Cli) -> Result<()> {

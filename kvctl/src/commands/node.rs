@@ -1,4 +1,4 @@
-//! Stop, start, kill, pause and unpause single nodes; `add` is a matter of its own.
+//! Stop, start, kill, pause and unpause single nodes; `add` and `remove` are matters of their own.
 
 use serde::Serialize;
 
@@ -17,6 +17,7 @@ struct Done {
 pub async fn run(context: &Context, command: NodeCommand) -> Result<()> {
     let (name, action) = match command {
         NodeCommand::Add { node, timeout } => return super::add::run(context, node.as_deref(), timeout).await,
+        NodeCommand::Remove { node, yes } => return super::remove::run(context, &node, yes).await,
         NodeCommand::Stop { node } => (node, NodeAction::Stop),
         NodeCommand::Start { node } => (node, NodeAction::Start),
         NodeCommand::Kill { node } => (node, NodeAction::Kill),

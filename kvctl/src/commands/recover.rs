@@ -41,13 +41,14 @@ pub async fn run(context: &Context, via: &Via, unasked: bool) -> Result<()> {
             format!("{name} reaches all nodes: there is nothing to recover from; `kvctl cluster status` tells more");
         return Err(Failure::new(Code::Conflict, text));
     }
-    say(&what_may_be_lost(name, &split, &Names::of(&record, &runtime)));
+    let names = Names::of(&record, &runtime);
+    say(&what_may_be_lost(name, &split, &names));
     if !unasked {
         let refusal = "this may lose writes; nobody can be asked here, so say --yes-i-may-lose-writes";
         let again = format!("Type the name of the node that goes on ({name}) to do it: ");
         confirm_twice("Go on without them? [y/N] ", &again, name, refusal)?;
     }
-    let answer = change(&client, Method::PUT, "/view/recover", Some(&json!({ "confirm": true }))).await?;
+    let answer = change(&client, &names, Method::PUT, "/view/recover", Some(&json!({ "confirm": true }))).await?;
     show_result(context, &answer);
     Ok(())
 }

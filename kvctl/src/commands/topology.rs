@@ -6,7 +6,8 @@ use kvnode::client::{Answer, Client, Error, Session};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{Context, client_of, look, recover, refused};
+use super::refusal::unanswered;
+use super::{Context, Names, client_of, look, patiently, recover, refused};
 use crate::args::{Via, ViewArgs, ViewCommand};
 use crate::cluster::NodeSpec;
 use crate::error::{Code, Failure, Result};
@@ -34,7 +35,8 @@ async fn add(context: &Context, address: &str, via: &Via) -> Result<()> {
     let (mut record, runtime) = context.runtime().await?;
     let address = address_of(&record, &runtime, address)?;
     let client = client_of(&record, &runtime, via).await?.patient(DECISION_TIMEOUT);
-    let answer = change(&client, Method::PUT, "/view", Some(&json!({ "socket-address": address }))).await?;
+    let names = Names::of(&record, &runtime);
+    let answer = change(&client, &names, Method::PUT, "/view", Some(&json!({ "socket-address": address }))).await?;
     let known = node_at(&record, &runtime, &address);
     if known.is_some_and(|node| record.spec.removed.remove(&node.name)) {
         context.state.save(&record)?;
@@ -54,7 +56,8 @@ async fn remove(context: &Context, address: &str, limit: Duration, via: &Via) ->
         _ => client_of(&record, &runtime, via).await?,
     };
     let body = json!({ "socket-address": address });
-    let answer = change(&client.patient(limit), Method::DELETE, "/view", Some(&body)).await;
+    let names = Names::of(&record, &runtime);
+    let answer = change(&client.patient(limit), &names, Method::DELETE, "/view", Some(&body)).await;
     // Also where an earlier command had it removed and gave up before the answer: it is a member no more, as was wished.
     let is_gone = answer.as_ref().map_or_else(|failure| failure.code == Code::NotFound, |_| true);
     // Before anything is printed: nobody may be reading.
@@ -68,7 +71,10 @@ async fn remove(context: &Context, address: &str, limit: Duration, via: &Via) ->
         say(&format!("warning: {warning}"));
     }
     if let Some(NodeSpec { name, .. }) = &leaving {
-        say(&format!("`kvctl node stop {name}` ends its process; `kvctl view add {name}` makes it a member again"));
+        say(&format!(
+            "`kvctl node stop {name}` ends its process, `kvctl node remove {name}` deletes it and its data; `kvctl view add {name}` \
+             makes it a member again"
+        ));
     }
     Ok(())
 }
@@ -83,7 +89,7 @@ pub async fn add_member(context: &Context, shard: &str, address: &str, limit: Du
     let body = json!({ "socket-address": address_of(&record, &runtime, address)? });
     let client = client_of(&record, &runtime, via).await?.patient(limit);
     let path = format!("/shard/add-member/{}", kvnode::client::encode(shard));
-    show_result(context, &change(&client, Method::PUT, &path, Some(&body)).await?);
+    show_result(context, &change(&client, &Names::of(&record, &runtime), Method::PUT, &path, Some(&body)).await?);
     Ok(())
 }
 
@@ -96,9 +102,15 @@ fn address_of(record: &Record, runtime: &Runtime, text: &str) -> Result<String> 
 ///
 /// # Errors
 /// If it was refused, or its fate is not known.
-pub async fn change(client: &Client, method: Method, path: &str, body: Option<&Value>) -> Result<Answer> {
-    let body = body.map(Value::to_string);
-    let answer = client.request(method, path, body, &mut Session::default()).await;
+pub async fn change(
+    client: &Client,
+    names: &Names,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<Answer> {
+    let (body, mut session) = (body.map(Value::to_string), Session::default());
+    let answer = patiently(client, names, client.request(method, path, body, &mut session)).await;
     let answer = answer.map_err(|error| {
         let hint = match error {
             Error::TimedOut(_) | Error::Broken(_) => {
@@ -106,7 +118,7 @@ pub async fn change(client: &Client, method: Method, path: &str, body: Option<&V
             }
             Error::Unreachable(_) | Error::NoUrl(_) => "",
         };
-        let failure = Failure::from(error);
+        let failure = unanswered(&error, names);
         Failure::new(failure.code, format!("{failure}{hint}"))
     })?;
     if answer.is_success() { Ok(answer) } else { Err(with_hint(refused(&answer))) }

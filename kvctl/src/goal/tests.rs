@@ -15,7 +15,8 @@ fn healthy() -> Vec<Seen> {
             keys: Some(5),
             digest: Some(format!("digest of {id}")),
             shards: vec![shard("s1", ["a", "b"]), shard("s2", ["c", "d"])],
-            peers: vec![PeerStatus { node: peer.into(), lag: Some(0) }],
+            peers: vec![PeerStatus { node: peer.into(), lag: Some(0), ..PeerStatus::default() }],
+            ..Status::default()
         }),
     };
     vec![node("a", "s1", "b"), node("b", "s1", "a"), node("c", "s2", "d"), node("d", "s2", "c")]
@@ -66,7 +67,7 @@ fn what_keeps_replicas_apart_is_named() {
     status(&mut seen[2]).shard = Some("s9".into());
     assert_eq!(said(Goal::Converged, &seen), ["C: it is still in s9"]);
     status(&mut seen[2]).shard = Some("s2".into());
-    status(&mut seen[2]).peers[0] = PeerStatus { node: "gone".into(), lag: Some(3) };
+    status(&mut seen[2]).peers[0] = PeerStatus { node: "gone".into(), lag: Some(3), ..PeerStatus::default() };
     assert_eq!(said(Goal::Converged, &seen), Vec::<String>::new(), "one that left the shard needs no writes");
 }
 

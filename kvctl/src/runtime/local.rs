@@ -4,8 +4,9 @@
 
 use std::cell::RefCell;
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -262,7 +263,7 @@ impl Cluster {
         }
         let path = self.data_path(node);
         match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(fail(&path, &error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(fail(&path, &error)),
             _ => Ok(()),
         }
     }
@@ -294,6 +295,19 @@ impl Cluster {
         Ok(())
     }
 
+    /// Ends a node and removes all there is of it.
+    pub async fn delete(&self, node: &NodeSpec) -> Result<()> {
+        self.wipe(node).await?;
+        for path in [self.log_path(node), self.pid_path(node)] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(fail(&path, &error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives `out` what a node has logged. With `follow` it goes on through restarts, and with the new log of a node that was made anew.
     pub async fn logs(&self, node: &NodeSpec, follow: bool, out: &mut dyn FnMut(&[u8])) -> Result<()> {
         let path = self.log_path(node);
         let mut file = fs::File::open(&path).map_err(|error| fail(&path, &error))?;
@@ -302,9 +316,21 @@ impl Cluster {
             // A file on disk is always there to be read: nothing to wait for but that it grows.
             match file.read(&mut part).map_err(|error| fail(&path, &error))? {
                 0 if !follow => return Ok(()),
-                0 => tokio::time::sleep(Duration::from_millis(200)).await,
+                0 => {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    if let Some(other) = another(&file, &path) {
+                        file = other;
+                    }
+                }
                 length => out(&part[..length]),
             }
         }
     }
+}
+
+/// The file at a path, if it is another than the one that is open.
+fn another(open: &fs::File, path: &Path) -> Option<fs::File> {
+    let other = fs::File::open(path).ok()?;
+    let inode = |file: &fs::File| file.metadata().map(|meta| (meta.dev(), meta.ino())).ok();
+    (inode(&other) != inode(open)).then_some(other)
 }

@@ -173,7 +173,15 @@ impl Runtime {
         }
     }
 
-    /// Gives `out` what a node has logged, a part at a time; with `follow`, goes on.
+    /// Ends a node and removes all there is of it, its data included.
+    pub async fn delete(&self, node: &NodeSpec) -> Result<()> {
+        match self {
+            Self::Docker(cluster) => cluster.delete(node).await,
+            Self::Local(cluster) => cluster.delete(node).await,
+        }
+    }
+
+    /// Gives `out` what a node has logged, a part at a time; with `follow`, goes on for ever, whatever becomes of the node.
     pub async fn logs(&self, node: &NodeSpec, follow: bool, out: &mut dyn FnMut(&[u8])) -> Result<()> {
         match self {
             Self::Docker(cluster) => cluster.logs(node, follow, out).await,

@@ -234,3 +234,28 @@ fn six_plain_docker_runs_make_the_same_cluster() {
     });
     chain(&endpoints, || endpoints.clone());
 }
+
+#[test]
+fn a_log_is_followed_through_restarts_and_a_deleted_node_leaves_nothing() {
+    let Some(_turn) = engine() else { return };
+    let cluster = cluster("follow", 8);
+    cluster.up();
+    let mut follow = cluster.command(&["cluster", "logs", "bob", "-f"]);
+    let mut child = follow.stdout(Stdio::piped()).spawn().expect("it starts");
+    support::read_until(child.stdout.as_mut().expect("piped"), "serving shard s1");
+    let bob = format!("{}-bob", cluster.name);
+    docker_ok(&["restart", &bob]);
+    support::read_until(child.stdout.as_mut().expect("piped"), "starting address=");
+    // A new container in its place.
+    docker_ok(&["rm", "-f", &bob]);
+    cluster.up();
+    support::read_until(child.stdout.as_mut().expect("piped"), "starting address=");
+
+    cluster.ok(&["view", "remove", "frank"]);
+    cluster.ok(&["node", "remove", "frank", "--yes"]);
+    let frank = format!("name={}-frank", cluster.name);
+    assert_eq!(docker_ok(&["ps", "-aq", "--filter", &frank]), "");
+    assert_eq!(docker_ok(&["volume", "ls", "-q", "--filter", &format!("name=kvnode-{}-frank", cluster.name)]), "");
+    cluster.ok(&["cluster", "down", "--yes"]);
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}

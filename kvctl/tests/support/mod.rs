@@ -62,11 +62,15 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// Reads what a command says on standard error, a byte at a time so that the next call goes on from there, until it
 /// has said `text`.
 pub fn hear(child: &mut Child, text: &str) {
+    read_until(child.stderr.as_mut().expect("piped"), text);
+}
+
+/// The same with any pipe.
+pub fn read_until(pipe: &mut impl Read, text: &str) {
     let mut said = String::new();
-    let stderr = child.stderr.as_mut().expect("piped");
     let mut byte = [0];
     while !said.contains(text) {
-        assert_eq!(stderr.read(&mut byte).expect("a byte"), 1, "it never said '{text}', only: {said}");
+        assert_eq!(pipe.read(&mut byte).expect("a byte"), 1, "it never said '{text}', only: {said}");
         said.push(char::from(byte[0]));
     }
 }

@@ -15,6 +15,8 @@
 //! # Ok(()) }
 //! ```
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -106,6 +108,8 @@ pub struct Client {
     nodes: Vec<String>,
     /// How long a write waits for its answer.
     write_timeout: Duration,
+    /// Index of the node that was asked last, for whoever waits.
+    asked: Arc<AtomicUsize>,
 }
 
 impl Client {
@@ -115,12 +119,17 @@ impl Client {
         let builder = reqwest::Client::builder().no_proxy().tcp_nodelay(true);
         let http = builder.connect_timeout(CONNECT_TIMEOUT).timeout(ANSWER_TIMEOUT).build();
         let http = http.expect("plain HTTP needs nothing that can be missing");
-        Self { http, nodes, write_timeout: ANSWER_TIMEOUT }
+        Self { http, nodes, write_timeout: ANSWER_TIMEOUT, asked: Arc::default() }
     }
 
     /// Waits so long for the answer to a write: changes of the topology are answered when they are done.
     pub fn patient(self, write_timeout: Duration) -> Self {
         Self { write_timeout, ..self }
+    }
+
+    /// The node that the present request, or the last one, waits for: while a request takes long, this tells for whom.
+    pub fn asking(&self) -> &str {
+        self.nodes.get(self.asked.load(Ordering::Relaxed)).map_or("nobody", String::as_str)
     }
 
     /// Sends a request to the first node that listens; a read to the first that answers it. The session's context goes along
@@ -139,6 +148,7 @@ impl Client {
         let mut refused = Vec::new();
         let mut last = None;
         for (index, node) in self.nodes.iter().enumerate() {
+            self.asked.store(index, Ordering::Relaxed);
             let may_go_on = read_until.is_some_and(|end| Instant::now() < end) && index + 1 < self.nodes.len();
             let limit = match read_until {
                 Some(_) if may_go_on => NEXT_NODE_AFTER,

@@ -14,7 +14,7 @@ use super::request::{Answer, Op};
 use super::serve::Requester;
 use super::settings::Mutant;
 use crate::storage::Result;
-use crate::wire::ident::{Addr, ShardId};
+use crate::wire::ident::{Addr, NodeId, ShardId};
 use crate::wire::peer::{Batch, Message, Stage};
 
 /// How long a request looks for a replica before the client is told that there is none.
@@ -103,7 +103,12 @@ impl Core {
         let id = self.forwards.last_id;
         let act_until_ms = open.span.others_act_until_ms();
         let Some(target) = self.choose(&open).filter(|_| now < act_until_ms) else {
-            self.forwards.open.insert(id, open);
+            if self.is_gone(open.shard) {
+                // Waiting is for replicas that may be there.
+                self.answer(open.requester, Answer::NoReplica { shard: open.shard });
+            } else {
+                self.forwards.open.insert(id, open);
+            }
             return;
         };
         let peer = &self.peers[&target];
@@ -137,6 +142,16 @@ impl Core {
         };
         let (before, from) = members.split_at(self.me.map_or(0, |me| me.0 as usize) % members.len().max(1));
         from.iter().chain(before).filter_map(|node| topology.nodes.get(node)).find(usable).cloned()
+    }
+
+    /// Whether this node knows of every replica of a shard that it is not there.
+    fn is_gone(&self, shard: ShardId) -> bool {
+        let Some(topology) = &self.topology else { return false };
+        let gone = |&node: &NodeId| {
+            Some(node) != self.me && self.peer_of(node).is_some_and(|peer| self.is_known_to_be_gone(peer))
+        };
+        let members = topology.members(shard);
+        !members.is_empty() && members.iter().all(gone)
     }
 
     /// Another node passes a request on to this one.

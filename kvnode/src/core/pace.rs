@@ -35,6 +35,8 @@ const BEAT_OTHER_MS: u64 = 450;
 const BEAT_QUIET_MS: u64 = 1_000;
 /// How often a quiet node ticks.
 const TICK_QUIET_MS: u64 = 250;
+/// A node that has not ticked for so long stood still: its process was frozen, or its machine had better things to do.
+const STOOD_STILL_MS: u64 = 1_000;
 /// How long a node is at rest before it is quiet: long enough to tell everybody what has become of the last writes.
 const REST_MS: u64 = 2_000;
 
@@ -45,6 +47,8 @@ pub(super) struct Pace {
     quiet: bool,
     tick_ms: u64,
     step_ms: u64,
+    /// When this node last went on after it had stood still.
+    woke_ms: u64,
 }
 
 impl Core {
@@ -65,6 +69,15 @@ impl Core {
 
     pub(super) fn is_in_view(&self, peer: &Peer) -> bool {
         self.proof_age_ms(peer) < VIEW_MS && self.silence_ms(peer) < VIEW_SILENCE_MS
+    }
+
+    /// Whether a peer was sent something and has not answered for so long that it is gone; not only that nothing is known of it,
+    /// as of one that was met only now.
+    pub(super) fn is_known_to_be_gone(&self, peer: &Peer) -> bool {
+        // A node that stood still could not hear who has answered meanwhile.
+        let stands = self.now.mono_ms.saturating_sub(self.pace.tick_ms) >= STOOD_STILL_MS;
+        let awake_ms = self.now.mono_ms.saturating_sub(self.pace.woke_ms);
+        !stands && self.silence_ms(peer).min(awake_ms) >= VIEW_SILENCE_MS
     }
 
     /// Whether contact is with the newest life of the node.
@@ -104,6 +117,9 @@ impl Core {
     /// Notes a tick. Whether the steps are due.
     pub(super) fn pace_tick(&mut self) -> bool {
         let now = self.now.mono_ms;
+        if now.saturating_sub(self.pace.tick_ms) >= STOOD_STILL_MS {
+            self.pace.woke_ms = now;
+        }
         self.pace.tick_ms = now;
         let due = now >= self.pace.step_ms + self.step_interval_ms();
         if due {

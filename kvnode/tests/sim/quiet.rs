@@ -1,8 +1,9 @@
 //! A cluster at rest costs next to nothing, and still notices at once who dies.
 
-use kvnode::core::request::Answer;
+use kvnode::core::request::{Answer, Op};
+use kvnode::wire::ident::{SLOT_COUNT, ShardId};
 
-use crate::reshard::{cluster, get, put, staying};
+use crate::reshard::{cluster, get, key_in, put, staying};
 use crate::scenarios::ask;
 use crate::world::World;
 
@@ -65,4 +66,27 @@ pub fn the_first_write_after_a_rest_gets_its_copies() {
     assert!(world.now_ms - began <= 550, "it waits no longer than --ack-wait");
     let answer = ask(&mut world, 4, 4, get(&staying()), None);
     assert!(matches!(answer, Some(Answer::Found { .. })), "passed on to the only replica left: {answer:?}");
+}
+
+/// A shard all of whose replicas are known to be dead: whoever asks for its keys need not wait to hear that. As soon as one is back it is
+/// asked.
+pub fn a_shard_that_is_gone_is_told_at_once() {
+    let mut world = at_rest();
+    (3..6).for_each(|node| world.kill(node));
+    let key = key_in(SLOT_COUNT - 5_460..SLOT_COUNT);
+    let began = world.now_ms;
+    let answer = ask(&mut world, 0, 2, get(&key), None);
+    assert_eq!(answer, Some(Answer::NoReplica { shard: ShardId(2) }));
+    assert!(world.now_ms - began > 1_000, "one may be back in a moment");
+    world.run_until(1_000, |_| false);
+    for (id, op) in [(3, get(&key)), (4, put(&key, "1")), (5, Op::KeyCount { shard: ShardId(2) })] {
+        let began = world.now_ms;
+        assert_eq!(ask(&mut world, 0, id, op, None), Some(Answer::NoReplica { shard: ShardId(2) }));
+        assert!(world.now_ms - began < 50, "answered after {} ms", world.now_ms - began);
+    }
+    (3..6).for_each(|node| world.start(node));
+    assert!(world.run_until(3_000, World::all_ready));
+    world.run_until(500, |_| false);
+    let answer = ask(&mut world, 0, 6, put(&key, "1"), None);
+    assert!(matches!(answer, Some(Answer::Created { .. })), "{answer:?}");
 }

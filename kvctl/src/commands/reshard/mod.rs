@@ -4,8 +4,9 @@ use kvnode::client::Client;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use super::refusal::unanswered;
 use super::topology::{DECISION_TIMEOUT, change, show_result};
-use super::{Context, Names, client_of, refused};
+use super::{Context, Names, client_of, patiently, refused};
 use crate::args::{Output, ReshardArgs, ReshardCommand, Via};
 use crate::error::{Failure, Result};
 use crate::interrupt::Interrupt;
@@ -37,7 +38,7 @@ async fn reshard(context: &Context, shards: u32, args: &ReshardArgs, via: &Via) 
     let (record, runtime) = context.runtime().await?;
     let client = client_of(&record, &runtime, via).await?.patient(DECISION_TIMEOUT);
     let names = Names::of(&record, &runtime);
-    let planned = Planned::ask(&client, shards).await?;
+    let planned = Planned::ask(&client, &names, shards).await?;
     if context.output == Output::Text {
         planned.print(&names);
     }
@@ -55,7 +56,7 @@ async fn reshard(context: &Context, shards: u32, args: &ReshardArgs, via: &Via) 
         confirm(&question, "this moves keys between nodes; say --yes, or --dry-run to see how")?;
     }
     let interrupt = Interrupt::listen()?;
-    let job = begin(&client, shards, planned.epoch).await?;
+    let job = begin(&client, &names, shards, planned.epoch).await?;
     if args.no_wait {
         let document = json!({ "job": job, "plan": planned.document() });
         show(context.output, &document, || {
@@ -73,20 +74,22 @@ async fn reshard(context: &Context, shards: u32, args: &ReshardArgs, via: &Via) 
 }
 
 /// Begins the change; its number, if the node gave one.
-async fn begin(client: &Client, shards: u32, epoch: u64) -> Result<Option<u64>> {
+async fn begin(client: &Client, names: &Names, shards: u32, epoch: u64) -> Result<Option<u64>> {
     let body = json!({ "shard-count": shards, "epoch": epoch });
-    let answer = change(client, Method::PUT, "/shard/reshard?wait=false", Some(&body)).await?;
+    let answer = change(client, names, Method::PUT, "/shard/reshard?wait=false", Some(&body)).await?;
     Ok(answer.json().get("job").and_then(Value::as_u64))
 }
 
 async fn status(context: &Context, via: &Via) -> Result<()> {
     let (record, runtime) = context.runtime().await?;
-    let answer = client_of(&record, &runtime, via).await?.look("/shard/reshard").await?;
+    let (client, names) = (client_of(&record, &runtime, via).await?, Names::of(&record, &runtime));
+    let look = patiently(&client, &names, client.look("/shard/reshard")).await;
+    let answer = look.map_err(|error| unanswered(&error, &names))?;
     if !answer.is_success() {
         return Err(refused(&answer));
     }
     let job = Job::of(&answer)?;
-    show(context.output, &answer.json(), || print_job(&job, &Names::of(&record, &runtime)));
+    show(context.output, &answer.json(), || print_job(&job, &names));
     Ok(())
 }
 
@@ -111,6 +114,7 @@ fn print_job(job: &Job, names: &Names) {
 async fn abort(context: &Context, via: &Via) -> Result<()> {
     let (record, runtime) = context.runtime().await?;
     let client = client_of(&record, &runtime, via).await?.patient(DECISION_TIMEOUT);
-    show_result(context, &change(&client, Method::DELETE, "/shard/reshard", None).await?);
+    let names = Names::of(&record, &runtime);
+    show_result(context, &change(&client, &names, Method::DELETE, "/shard/reshard", None).await?);
     Ok(())
 }

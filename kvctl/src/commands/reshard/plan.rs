@@ -56,9 +56,9 @@ struct Line {
 
 impl Planned {
     /// Asks for the plan, and counts the keys there are.
-    pub async fn ask(client: &Client, shards: u32) -> Result<Self> {
+    pub async fn ask(client: &Client, names: &Names, shards: u32) -> Result<Self> {
         let body = json!({ "shard-count": shards });
-        let answer = change(client, Method::PUT, "/shard/reshard?dry-run=true", Some(&body)).await?;
+        let answer = change(client, names, Method::PUT, "/shard/reshard?dry-run=true", Some(&body)).await?;
         let planned = serde_json::from_slice(&answer.body);
         let mut planned: Self = planned.map_err(|error| {
             Failure::new(Code::Failed, format!("the plan of {} can't be understood: {error}", answer.node))

@@ -7,10 +7,9 @@ use std::path::Path;
 
 use bollard::Docker;
 use bollard::query_parameters::{
-    KillContainerOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder,
-    RemoveVolumeOptions, StopContainerOptionsBuilder,
+    KillContainerOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, RemoveVolumeOptions,
+    StopContainerOptionsBuilder,
 };
-use futures_util::StreamExt;
 use futures_util::future::join_all;
 
 use super::{NodeAction, NodeState, image};
@@ -22,6 +21,7 @@ use crate::render::Progress;
 use crate::state::Record;
 
 mod container;
+mod logs;
 mod network;
 
 /// The label of what belongs to a cluster; its value is the cluster's name.
@@ -225,6 +225,19 @@ impl Cluster {
         Ok(found.into_iter().map(|volume| volume.name).collect())
     }
 
+    /// Removes a node, with its data; the others don't notice.
+    pub async fn delete(&self, node: &NodeSpec) -> Result<()> {
+        if let Some(container) = self.own_container(node).await? {
+            self.remove(container.id.as_deref().unwrap_or_default()).await?;
+        }
+        let name = self.spec().volume(node);
+        let volume = present(self.docker.inspect_volume(&name).await)?;
+        if volume.is_some_and(|volume| self.is_own(Some(&volume.labels))) {
+            present(self.docker.remove_volume(&name, None::<RemoveVolumeOptions>).await)?;
+        }
+        Ok(())
+    }
+
     pub async fn state(&self, node: &NodeSpec) -> Result<NodeState> {
         let container = present(self.docker.inspect_container(&self.spec().container(node), None).await)?;
         Ok(container.map_or(NodeState::Missing, |container| container::state_of(container.state.as_ref())))
@@ -278,17 +291,5 @@ impl Cluster {
         let volume = self.spec().volume(node);
         present(self.docker.remove_volume(&volume, None::<RemoveVolumeOptions>).await)?;
         self.create_node(node, &network, &image).await.map(|_| ())
-    }
-
-    pub async fn logs(&self, node: &NodeSpec, follow: bool, out: &mut dyn FnMut(&[u8])) -> Result<()> {
-        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).follow(follow).build();
-        let mut lines = self.docker.logs(&self.spec().container(node), Some(options));
-        while let Some(line) = lines.next().await {
-            match present(line)? {
-                Some(line) => out(&line.into_bytes()),
-                None => return Err(self.missing(node)),
-            }
-        }
-        Ok(())
     }
 }
