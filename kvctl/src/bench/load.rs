@@ -50,6 +50,10 @@ struct Worker {
 }
 
 impl Load {
+    async fn connect(&self, group: usize, number: usize) -> std::io::Result<Connection> {
+        Connection::open(&self.routing.target(group, number).endpoint, self.args.value_size as usize).await
+    }
+
     pub fn new(args: BenchArgs, routing: Routing) -> Rc<Self> {
         Rc::new(Self {
             picker: Picker::new(args.distribution, args.keys),
@@ -184,7 +188,7 @@ impl Worker {
         let load = &self.load;
         let mut socket = match self.sockets[group].take() {
             Some(socket) => socket,
-            None => match Connection::open(&load.routing.target(group, self.number).endpoint).await {
+            None => match load.connect(group, self.number).await {
                 Ok(socket) => socket,
                 Err(error) => {
                     tokio::time::sleep(CONNECT_AGAIN).await;

@@ -6,15 +6,19 @@
 
 use std::io::{Error, ErrorKind, Result};
 
+use kvnode::client::ANSWER_BYTES_MAX;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// An answer longer than this is none of kvnode's.
-const ANSWER_MAX: usize = 64 << 20;
+/// Bytes of an answer's head.
+const HEAD_MAX: usize = 128 << 10;
+/// Bytes of an answer beside the value in it.
+const BESIDE_VALUE: usize = 64 << 10;
 const HEADERS_MAX: usize = 32;
 
 pub struct Connection {
     stream: TcpStream,
+    body_max: usize,
     buffer: Vec<u8>,
 }
 
@@ -40,10 +44,12 @@ struct Head {
 }
 
 impl Connection {
-    pub async fn open(address: &str) -> Result<Self> {
+    /// For answers with values of up to `value_max` bytes, or what any client takes.
+    pub async fn open(address: &str, value_max: usize) -> Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: Vec::with_capacity(4_096) })
+        let body_max = ANSWER_BYTES_MAX.max(value_max.saturating_add(BESIDE_VALUE));
+        Ok(Self { stream, body_max, buffer: Vec::with_capacity(4_096) })
     }
 
     /// Sends a request and reads its answer.
@@ -54,7 +60,7 @@ impl Connection {
         self.buffer.clear();
         self.stream.write_all(request).await?;
         let head = loop {
-            if let Some(head) = parse(&self.buffer)? {
+            if let Some(head) = parse(&self.buffer, self.body_max)? {
                 break head;
             }
             self.read().await?;
@@ -80,12 +86,12 @@ fn bad(what: &'static str) -> Error {
 }
 
 /// `None`: the head is not complete yet.
-fn parse(bytes: &[u8]) -> Result<Option<Head>> {
+fn parse(bytes: &[u8], body_max: usize) -> Result<Option<Head>> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut response = httparse::Response::new(&mut headers);
     let body_at = match response.parse(bytes).map_err(|_| bad("no HTTP"))? {
         httparse::Status::Complete(length) => length,
-        httparse::Status::Partial if bytes.len() > ANSWER_MAX => return Err(bad("a head without an end")),
+        httparse::Status::Partial if bytes.len() > HEAD_MAX => return Err(bad("a head without an end")),
         httparse::Status::Partial => return Ok(None),
     };
     let mut head =
@@ -95,7 +101,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Head>> {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
         if is("content-length") {
             let length = std::str::from_utf8(header.value).ok().and_then(|text| text.parse().ok());
-            head.length = length.filter(|length| *length <= ANSWER_MAX).ok_or_else(|| bad("an answer of no length"))?;
+            head.length = length.filter(|length| *length <= body_max).ok_or_else(|| bad("an answer of no length"))?;
             sized = true;
         } else if is(kvnode::client::METADATA_HEADER) {
             let at = header.value.as_ptr() as usize - bytes.as_ptr() as usize;
@@ -115,13 +121,13 @@ mod tests {
     fn an_answer_is_taken_apart_wherever_it_is_cut() {
         let text =
             b"HTTP/1.1 201 Created\r\nX-Causal-Metadata: AbC\r\ncontent-length: 4\r\nConnection: close\r\n\r\nbody";
-        let whole = parse(text).unwrap().unwrap();
+        let whole = parse(text, 4).unwrap().unwrap();
         assert_eq!((whole.status, whole.length, whole.closes), (201, 4, true));
         assert_eq!(&text[whole.body_at..], b"body");
         let (from, to) = whole.metadata.unwrap();
         assert_eq!(&text[from..to], b"AbC");
         for cut in 0..text.len() - 4 {
-            assert_eq!(parse(&text[..cut]).unwrap(), None, "{cut}");
+            assert_eq!(parse(&text[..cut], 4).unwrap(), None, "{cut}");
         }
     }
 
@@ -129,8 +135,11 @@ mod tests {
     fn what_is_no_answer_of_a_node_is_an_error() {
         let unsized_ = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
         for bad in ["SSH-2.0\r\n\r\n", unsized_, "HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n"] {
-            assert!(parse(bad.as_bytes()).is_err(), "{bad}");
+            assert!(parse(bad.as_bytes(), 4).is_err(), "{bad}");
         }
-        assert!(parse(b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n").is_err());
+        let long = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
+        assert!(parse(long, 4).is_err() && parse(long, 5).is_ok());
+        let endless = [&b"HTTP/1.1 200 OK\r\nx: "[..], &[b'x'; HEAD_MAX]].concat();
+        assert!(parse(&endless, 4).is_err());
     }
 }

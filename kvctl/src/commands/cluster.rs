@@ -9,7 +9,7 @@ use crate::error::{Code, Failure, Result};
 use crate::goal::Goal;
 use crate::interrupt::Interrupt;
 use crate::observe::Observer;
-use crate::render::{Progress, confirm, line, show, stream_out};
+use crate::render::{LogOut, Progress, confirm, line, show};
 use crate::runtime::{self, NodeState, Runtime};
 use crate::state::{Record, RuntimeKind};
 
@@ -29,7 +29,8 @@ async fn logs(context: &Context, name: &str, follow: bool) -> Result<()> {
     let (record, runtime) = context.runtime().await?;
     let node = record.spec.node(name)?;
     if context.output == Output::Text {
-        let mut out = stream_out;
+        let mut log = LogOut::new();
+        let mut out = |part: &[u8]| log.write(part);
         let logs = runtime.logs(&node, follow, &mut out);
         return if follow { while_there(context, logs).await } else { logs.await };
     }

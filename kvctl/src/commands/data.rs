@@ -7,8 +7,8 @@ use serde_json::value::RawValue;
 use super::refusal::{explained, unanswered, unanswered_write};
 use super::{Context, Names, client_of, patiently};
 use crate::args::{DataArgs, Output};
-use crate::error::{Failure, Result};
-use crate::render::{line, show, stream_out};
+use crate::error::{Code, Failure, Result};
+use crate::render::{line, printable, show, stream_out, value as value_out};
 use crate::runtime::Runtime;
 use crate::state::{Record, SessionFile};
 
@@ -74,13 +74,16 @@ impl Data {
     }
 }
 
-/// The answer as the node gave it, without what belongs to the session file.
-fn show_answer(output: Output, answer: &Answer, text: impl FnOnce(&Value)) {
-    let json = answer.json();
+/// The answer as the node gave it, to the last digit.
+fn show_answer(output: Output, answer: &Answer, text: impl FnOnce(&Value)) -> Result<()> {
+    let document: &RawValue = serde_json::from_slice(&answer.body)
+        .map_err(|_| Failure::new(Code::Failed, format!("what {} answers is no JSON", answer.node)))?;
     match output {
-        Output::Json => line(String::from_utf8_lossy(&answer.body).trim()),
-        Output::Text => text(&json),
+        // Between two parts of a document, line feeds are no more than space.
+        Output::Json => line(&document.get().replace(['\n', '\r', '\t'], " ")),
+        Output::Text => text(&answer.json()),
     }
+    Ok(())
 }
 
 pub async fn put(context: &Context, key: &str, value: &str, args: &DataArgs) -> Result<()> {
@@ -89,15 +92,14 @@ pub async fn put(context: &Context, key: &str, value: &str, args: &DataArgs) -> 
         .map_err(|error| Failure::usage(error.to_string()))?;
     let mut data = Data::open(context, args).await?;
     let answer = data.write(async |client, session| client.put(key, &json, session).await).await?;
-    show_answer(context.output, &answer, say_written);
-    Ok(())
+    show_answer(context.output, &answer, say_written)
 }
 
 /// `created (2 replicas)`.
 fn say_written(json: &Value) {
     let result = json.get("result").and_then(Value::as_str).unwrap_or("done");
     let replicas = json.get("replicas").and_then(Value::as_u64).unwrap_or(0);
-    line(&format!("{result} ({replicas} {})", if replicas == 1 { "replica" } else { "replicas" }));
+    line(&format!("{} ({replicas} {})", printable(result), if replicas == 1 { "replica" } else { "replicas" }));
 }
 
 pub async fn get(context: &Context, key: &str, args: &DataArgs) -> Result<()> {
@@ -107,17 +109,15 @@ pub async fn get(context: &Context, key: &str, args: &DataArgs) -> Result<()> {
         if let Some(value) = answer.value() {
             // A string is printed as it is; anything else as JSON, to the last digit.
             let text = serde_json::from_str::<String>(value.get()).unwrap_or_else(|_| value.get().to_owned());
-            line(&text);
+            value_out(&text);
         }
-    });
-    Ok(())
+    })
 }
 
 pub async fn delete(context: &Context, key: &str, args: &DataArgs) -> Result<()> {
     let mut data = Data::open(context, args).await?;
     let answer = data.write(async |client, session| client.delete(key, session).await).await?;
-    show_answer(context.output, &answer, say_written);
-    Ok(())
+    show_answer(context.output, &answer, say_written)
 }
 
 pub async fn keys(context: &Context, prefix: &str, limit: Option<usize>, args: &DataArgs) -> Result<()> {
@@ -138,7 +138,8 @@ pub async fn keys(context: &Context, prefix: &str, limit: Option<usize>, args: &
         let keys = json.get("keys").and_then(Value::as_array).cloned().unwrap_or_default();
         let keys: Vec<String> = keys.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect();
         if context.output == Output::Text {
-            keys.iter().for_each(|key| stream_out(format!("{key}\n").as_bytes()));
+            // A line is a key, whatever is in it.
+            keys.iter().for_each(|key| stream_out(format!("{}\n", printable(key)).as_bytes()));
         }
         all.extend(keys);
         match json.get("cursor").and_then(Value::as_str) {

@@ -6,7 +6,7 @@ use super::refusal::{explained, unanswered};
 use super::{Context, Names, client_of, patiently};
 use crate::args::{ShardCommand, Via};
 use crate::error::Result;
-use crate::render::{line, show};
+use crate::render::{line, printable, show};
 
 /// Asks for `path` and shows the answer's `field`.
 async fn look(context: &Context, via: &Via, path: &str, field: &str) -> Result<()> {
@@ -18,8 +18,8 @@ async fn look(context: &Context, via: &Via, path: &str, field: &str) -> Result<(
     }
     let json = answer.json();
     show(context.output, &json, || match json.get(field) {
-        Some(Value::Array(all)) => all.iter().for_each(|one| line(one.as_str().unwrap_or_default())),
-        Some(Value::String(one)) => line(one),
+        Some(Value::Array(all)) => all.iter().for_each(|one| line(&printable(one.as_str().unwrap_or_default()))),
+        Some(Value::String(one)) => line(&printable(one)),
         Some(Value::Null) | None => line("none"),
         Some(other) => line(&other.to_string()),
     });

@@ -7,6 +7,7 @@ use kvnode::client::Client;
 use crate::args::{Cli, Command, Output, ShardCommand, Via};
 use crate::cluster::NodeSpec;
 use crate::error::{Code, Failure, Result};
+use crate::render::printable;
 use crate::runtime::{NodeState, Runtime};
 use crate::state::{Record, StateDir};
 
@@ -117,7 +118,7 @@ impl Names {
     /// `alice,bob`; `-` for none.
     pub fn list(&self, addresses: &[String]) -> String {
         let names: Vec<&str> = addresses.iter().map(|address| self.name(address)).collect();
-        if names.is_empty() { "-".into() } else { names.join(",") }
+        if names.is_empty() { "-".into() } else { printable(&names.join(",")).into_owned() }
     }
 }
 

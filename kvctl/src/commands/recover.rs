@@ -13,7 +13,7 @@ use super::{Context, Names, refused};
 use crate::args::Via;
 use crate::error::{Code, Failure, Result};
 use crate::observe::Status;
-use crate::render::{Progress, confirm_twice, say};
+use crate::render::{Progress, confirm_twice, printable, say};
 
 /// A node that dies is gone from the view of the others within this.
 const VIEW_SETTLES: Duration = Duration::from_secs(3);
@@ -91,6 +91,7 @@ fn what_may_be_lost(name: &str, split: &Split, names: &Names) -> String {
     ];
     if !split.lost_shards.is_empty() {
         let shards = split.lost_shards.join(", ");
+        let shards = printable(&shards);
         lines.push(format!(
             "No replica of {shards} stays: ALL KEYS of {shards} are lost, unless one comes back with its data."
         ));

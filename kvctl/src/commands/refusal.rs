@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::Names;
 use crate::error::{Code, Failure};
+use crate::render::printable;
 use crate::runtime::{NodeState, Runtime};
 use crate::state::Record;
 
@@ -53,7 +54,7 @@ pub async fn explained(answer: &Answer, record: &Record, runtime: &Runtime) -> F
 /// `dave (paused)`; only the name of one that runs, or that kvctl did not start.
 async fn known_of(address: &str, record: &Record, runtime: &Runtime) -> String {
     let node = record.spec.node_specs().into_iter().find(|node| runtime.address(node) == address);
-    let Some(node) = node else { return address.to_owned() };
+    let Some(node) = node else { return printable(address).into_owned() };
     match runtime.state(&node).await {
         Ok(NodeState::Running) | Err(_) => node.name,
         Ok(state) => format!("{} ({})", node.name, state.name()),

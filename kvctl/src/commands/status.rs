@@ -10,7 +10,7 @@ use super::{Context, Names};
 use crate::cluster::NodeSpec;
 use crate::error::Result;
 use crate::observe::{LOOK_TIMEOUT, Status, layout_of};
-use crate::render::{line, show, table};
+use crate::render::{line, printable, show, table};
 use crate::runtime::{NodeState, Runtime};
 use crate::state::{Record, RuntimeKind};
 
@@ -142,7 +142,7 @@ impl ClusterStatus {
             ]
         };
         table(&["NODE", "ADDRESS", "URL", "SHARD", "STATE", "KEYS", "LAG", ""], self.nodes.iter().map(row).collect());
-        line(&self.summary());
+        line(&printable(&self.summary()));
     }
 
     /// `6 nodes, 5 serve; s1: 3 of 3; s2: 2 of 3`.

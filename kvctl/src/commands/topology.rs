@@ -11,7 +11,7 @@ use super::{Context, Names, client_of, look, patiently, recover, refused};
 use crate::args::{Via, ViewArgs, ViewCommand};
 use crate::cluster::NodeSpec;
 use crate::error::{Code, Failure, Result};
-use crate::render::{line, say, show};
+use crate::render::{line, printable, say, show};
 use crate::runtime::Runtime;
 use crate::state::Record;
 
@@ -68,7 +68,7 @@ async fn remove(context: &Context, address: &str, limit: Duration, via: &Via) ->
     let answer = answer?;
     show_result(context, &answer);
     if let Some(warning) = answer.json().get("warning").and_then(Value::as_str) {
-        say(&format!("warning: {warning}"));
+        say(&format!("warning: {}", printable(warning)));
     }
     if let Some(NodeSpec { name, .. }) = &leaving {
         say(&format!(
@@ -141,5 +141,5 @@ fn with_hint(failure: Failure) -> Failure {
 /// The answer's `result`, as the node said it.
 pub fn show_result(context: &Context, answer: &Answer) {
     let json = answer.json();
-    show(context.output, &json, || line(json.get("result").and_then(Value::as_str).unwrap_or("done")));
+    show(context.output, &json, || line(&printable(json.get("result").and_then(Value::as_str).unwrap_or("done"))));
 }

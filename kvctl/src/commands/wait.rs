@@ -9,7 +9,7 @@ use crate::args::WaitArgs;
 use crate::error::{Code, Failure, Result};
 use crate::goal::{Goal, Unmet};
 use crate::observe::Observer;
-use crate::render::{Progress, line, show};
+use crate::render::{Progress, line, printable, show};
 
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -47,13 +47,14 @@ pub async fn run(context: &Context, args: &WaitArgs) -> Result<()> {
 
 /// `waiting until ready: alice, bob`.
 pub fn waiting_text(goal: Goal, unmet: &[Unmet]) -> String {
-    let mut names: Vec<&str> = unmet.iter().map(|unmet| unmet.who.as_str()).collect();
+    let mut names: Vec<_> = unmet.iter().map(|unmet| printable(&unmet.who)).collect();
     names.dedup();
     format!("waiting until {goal}: {}", names.join(", "))
 }
 
 /// Says what was waited for in vain.
 pub fn timed_out(what: &str, limit: Duration, unmet: &[Unmet]) -> Failure {
-    let reasons: Vec<String> = unmet.iter().map(|unmet| format!("{}: {}", unmet.who, unmet.why)).collect();
+    let reasons: Vec<String> =
+        unmet.iter().map(|unmet| printable(&format!("{}: {}", unmet.who, unmet.why)).into_owned()).collect();
     Failure::new(Code::TimedOut, format!("{what} after {limit:?}\n  {}", reasons.join("\n  ")))
 }

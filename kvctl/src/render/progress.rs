@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{coloured, say};
+use super::{coloured, printable, say};
 
 /// A bar on a terminal, else plain lines, because indicatif draws nothing off a terminal; on standard error either way.
 pub struct Progress {
@@ -61,7 +61,7 @@ impl Progress {
     /// What happens now.
     pub fn step(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.set_message(text.to_owned()),
+            Some(bar) => bar.set_message(printable(text).into_owned()),
             None if *self.last.borrow() == text => {}
             None => {
                 say(text);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::pace::{Pace, bytes};
-use super::{coloured, say};
+use super::{coloured, printable, say};
 
 /// Off a terminal, a line this often at most.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -60,14 +60,14 @@ impl Transfers {
         match &mut self.screen {
             Some(screen) => {
                 texts.for_each(|(one, text)| screen.draw(one, text));
-                screen.now.set_message(sentence(now, waits_for));
+                screen.now.set_message(printable(&sentence(now, waits_for)).into_owned());
             }
             None => {
                 let first = sentence(now, waits_for);
                 let all = texts.map(|(one, text)| line(one, &text));
                 let lines: Vec<String> = std::iter::once(first).chain(all).collect();
                 if self.said.as_ref().is_none_or(|said| said.is_old(now, &lines)) {
-                    lines.iter().for_each(|line| say(line));
+                    lines.iter().for_each(|line| say(&printable(line)));
                     self.said = Some(Said { at: Instant::now(), now: now.to_owned(), lines });
                 }
             }
@@ -131,7 +131,7 @@ impl Screen {
             let bar = if coloured() { "[{bar:16.cyan}]" } else { "[{bar:16}]" };
             let style = ProgressStyle::with_template(&format!("{{prefix}} {bar} {{pos}}/{{len}} keys, {{wide_msg}}"));
             let style = style.expect("the templates are constants").progress_chars("=> ");
-            let prefix = format!("{} → {}", transfer.from, transfer.to);
+            let prefix = printable(&format!("{} → {}", transfer.from, transfer.to)).into_owned();
             all.insert_before(now, ProgressBar::new(0).with_style(style).with_prefix(prefix))
         });
         bar.set_length(transfer.keys_total);

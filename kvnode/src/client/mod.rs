@@ -20,15 +20,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use reqwest::Method;
+use reqwest::redirect::Policy;
+use reqwest::{Method, Response};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+
+mod printable;
+
+pub use printable::printable;
 
 /// The header that carries the causal context.
 pub const METADATA_HEADER: &str = "x-causal-metadata";
 /// Longer than any wait that a node itself allows by default.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bytes of an answer that are taken: more than a node with the default limits ever sends, whose largest value has a megabyte.
+pub const ANSWER_BYTES_MAX: usize = 8 << 20;
 /// How long a read waits for a node while there are others to ask: a little longer than a node waits for its peers.
 const NEXT_NODE_AFTER: Duration = Duration::from_secs(4);
 
@@ -54,7 +61,7 @@ pub enum Error {
     Unreachable(String),
     /// The answer did not come in time; a write may have been done.
     TimedOut(String),
-    /// The connection broke, or what came is no HTTP; a write may have been done.
+    /// The connection broke, or what came is no HTTP, or more than is taken; a write may have been done.
     Broken(String),
     /// This key can't be named in a URL: `.` and `..` mean folders there, percent-encoded or not. Nothing was sent.
     NoUrl(String),
@@ -65,7 +72,7 @@ impl std::fmt::Display for Error {
         match self {
             Self::Unreachable(what) => write!(f, "no node can be reached: {what}"),
             Self::TimedOut(what) => write!(f, "no answer in time from {what}"),
-            Self::Broken(what) => write!(f, "the connection broke: {what}"),
+            Self::Broken(what) => write!(f, "no usable answer from {what}"),
             Self::NoUrl(key) => write!(f, "the key '{key}' can't be named in a URL"),
         }
     }
@@ -92,11 +99,11 @@ impl Answer {
         serde_json::from_slice::<Found>(&self.body).ok().map(|found| found.value)
     }
 
-    /// What the node says is wrong.
+    /// What the node says is wrong, on one [`printable`] line.
     pub fn error(&self) -> String {
         let json = self.json();
         let told = json.get("error").and_then(serde_json::Value::as_str);
-        told.map_or_else(|| format!("status {}", self.status), str::to_owned)
+        told.map_or_else(|| format!("status {}", self.status), |told| printable(told).into_owned())
     }
 }
 
@@ -108,6 +115,7 @@ pub struct Client {
     nodes: Vec<String>,
     /// How long a write waits for its answer.
     write_timeout: Duration,
+    answer_bytes_max: usize,
     /// Index of the node that was asked last, for whoever waits.
     asked: Arc<AtomicUsize>,
 }
@@ -116,15 +124,21 @@ impl Client {
     /// # Panics
     /// If the HTTP client can't be built, which nothing in its settings allows.
     pub fn new(nodes: Vec<String>) -> Self {
-        let builder = reqwest::Client::builder().no_proxy().tcp_nodelay(true);
+        // A node sends nobody elsewhere.
+        let builder = reqwest::Client::builder().no_proxy().redirect(Policy::none()).tcp_nodelay(true);
         let http = builder.connect_timeout(CONNECT_TIMEOUT).timeout(ANSWER_TIMEOUT).build();
         let http = http.expect("plain HTTP needs nothing that can be missing");
-        Self { http, nodes, write_timeout: ANSWER_TIMEOUT, asked: Arc::default() }
+        Self { http, nodes, write_timeout: ANSWER_TIMEOUT, answer_bytes_max: ANSWER_BYTES_MAX, asked: Arc::default() }
     }
 
     /// Waits so long for the answer to a write: changes of the topology are answered when they are done.
     pub fn patient(self, write_timeout: Duration) -> Self {
         Self { write_timeout, ..self }
+    }
+
+    /// Takes answers of so many bytes, in the place of [`ANSWER_BYTES_MAX`]: for nodes that were started with a larger `--max-body`.
+    pub fn taking(self, answer_bytes_max: usize) -> Self {
+        Self { answer_bytes_max, ..self }
     }
 
     /// The node that the present request, or the last one, waits for: while a request takes long, this tells for whom.
@@ -162,7 +176,7 @@ impl Client {
             if let Some(body) = &body {
                 request = request.header("content-type", "application/json").body(body.clone());
             }
-            match answer(node, request, session).await {
+            match answer(node, request, session, self.answer_bytes_max).await {
                 Err(Error::Unreachable(node)) => refused.push(node),
                 Ok(answer) if answer.status == 503 && may_go_on => last = Some(Ok(answer)),
                 Err(error) if may_go_on => last = Some(Err(error)),
@@ -231,7 +245,12 @@ pub fn encode(text: &str) -> String {
 }
 
 /// Sends a request and reads the answer to its end. `Unreachable`: nothing was sent.
-async fn answer(node: &str, request: reqwest::RequestBuilder, session: &mut Session) -> Result<Answer, Error> {
+async fn answer(
+    node: &str,
+    request: reqwest::RequestBuilder,
+    session: &mut Session,
+    bytes_max: usize,
+) -> Result<Answer, Error> {
     let failed = |error: reqwest::Error| match error {
         error if error.is_connect() => Error::Unreachable(node.to_owned()),
         error if error.is_timeout() => Error::TimedOut(node.to_owned()),
@@ -240,11 +259,27 @@ async fn answer(node: &str, request: reqwest::RequestBuilder, session: &mut Sess
     let response = request.send().await.map_err(failed)?;
     let status = response.status().as_u16();
     let metadata = response.headers().get(METADATA_HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let body = response.bytes().await.map_err(failed)?;
+    let body = body(response, bytes_max).await.map_err(failed)?;
+    let body = body.ok_or_else(|| Error::Broken(format!("{node}: it is longer than {bytes_max} bytes")))?;
     if metadata.is_some() {
         session.metadata = metadata;
     }
     Ok(Answer { status, body, node: node.to_owned() })
+}
+
+/// Reads a body; `None` as soon as it is known to be longer than `bytes_max`.
+async fn body(mut response: Response, bytes_max: usize) -> reqwest::Result<Option<Bytes>> {
+    if response.content_length().is_some_and(|length| length > bytes_max as u64) {
+        return Ok(None);
+    }
+    let mut body = Vec::new();
+    while let Some(part) = response.chunk().await? {
+        if body.len() + part.len() > bytes_max {
+            return Ok(None);
+        }
+        body.extend_from_slice(&part);
+    }
+    Ok(Some(body.into()))
 }
 
 #[cfg(test)]

@@ -17,6 +17,10 @@ enum Does {
     BreakOff,
     /// Reads the request and keeps the connection.
     StaySilent,
+    /// Answers with a body that has no end; says in its count how many bytes of it were taken.
+    GoOnForEver,
+    /// Sends the client to another address.
+    Redirect(&'static str),
 }
 
 /// Its address, and how many requests it got.
@@ -37,6 +41,18 @@ async fn node(does: Does) -> (String, Arc<AtomicUsize>) {
                     format!("HTTP/1.1 {status} X\r\nX-Causal-Metadata: T2\r\nContent-Length: {}\r\n", body.len());
                 let text = format!("{head}Connection: close\r\n\r\n{body}");
                 stream.write_all(text.as_bytes()).await.expect("the client reads");
+            }
+            if let Does::Redirect(to) = does {
+                let text =
+                    format!("HTTP/1.1 307 X\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                stream.write_all(text.as_bytes()).await.expect("the client reads");
+            }
+            if matches!(does, Does::GoOnForEver) {
+                stream.write_all(b"HTTP/1.1 200 X\r\nConnection: close\r\n\r\n").await.expect("the client reads");
+                // Until the client has had enough.
+                while stream.write_all(&[b' '; 1 << 16]).await.is_ok() {
+                    counter.fetch_add(1 << 16, Ordering::SeqCst);
+                }
             }
             if matches!(does, Does::StaySilent) {
                 kept.push(stream);
@@ -96,6 +112,42 @@ async fn a_read_goes_on_until_a_node_answers_it() {
     assert_eq!((answer.status, answer.error()), (503, "later".into()));
     let alone = Client::new(vec![nobody().await]).get("x", &mut Session::default()).await;
     assert!(matches!(alone, Err(Error::Unreachable(_))), "{alone:?}");
+}
+
+#[tokio::test]
+async fn an_answer_without_end_is_cut_off() {
+    let (hostile, taken) = node(Does::GoOnForEver).await;
+    let (good, _) = node(Does::Answer(200, r#"{"value":1}"#)).await;
+    let alone = Client::new(vec![hostile.clone()]).taking(1 << 20).get("x", &mut Session::default()).await;
+    let why = format!("{hostile}: it is longer than {} bytes", 1 << 20);
+    assert_eq!(alone.expect_err("no answer"), Error::Broken(why));
+    // What the system has buffered in between counts, too.
+    assert!(taken.load(Ordering::SeqCst) < 16 << 20, "{taken:?} bytes were taken");
+    let answer = Client::new(vec![hostile, good]).get("x", &mut Session::default()).await.expect("an answer");
+    assert_eq!(answer.status, 200, "a read goes on to the next node");
+    let (announced, _) = node(Does::Answer(200, r#"{"value":"0123456789"}"#)).await;
+    let answer = Client::new(vec![announced.clone()]).taking(21).get("x", &mut Session::default()).await;
+    assert!(matches!(answer, Err(Error::Broken(_))), "{answer:?}");
+    assert!(Client::new(vec![announced]).taking(22).get("x", &mut Session::default()).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let (elsewhere, count) = node(Does::Answer(200, "{}")).await;
+    let to: &'static str = format!("http://{elsewhere}/kvs/x").leak();
+    let (hostile, _) = node(Does::Redirect(to)).await;
+    let client = Client::new(vec![hostile]);
+    let answer = client.get("x", &mut Session::default()).await.expect("an answer");
+    assert_eq!((answer.status, answer.error()), (307, "status 307".into()));
+    let answer = client.put("x", &one(), &mut Session::default()).await.expect("an answer");
+    assert_eq!((answer.status, count.load(Ordering::SeqCst)), (307, 0));
+}
+
+#[tokio::test]
+async fn an_error_is_one_line_that_does_nothing_to_a_terminal() {
+    let (hostile, _) = node(Does::Answer(400, r#"{"error":"\u001b[2Jall\nis well\u202e"}"#)).await;
+    let answer = Client::new(vec![hostile]).look("/ready").await.expect("an answer");
+    assert_eq!(answer.error(), r"\u001b[2Jall\nis well\u202e");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::args::{Output, ReshardArgs, ReshardCommand, Via};
 use crate::error::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::observe::Observer;
-use crate::render::{bytes, confirm, line, say, show, table};
+use crate::render::{bytes, confirm, line, printable, say, show, table};
 
 mod plan;
 mod receipt;
@@ -42,7 +42,7 @@ async fn reshard(context: &Context, shards: u32, args: &ReshardArgs, via: &Via) 
     if context.output == Output::Text {
         planned.print(&names);
     }
-    planned.warnings.iter().for_each(|warning| say(&format!("warning: {warning}")));
+    planned.warnings.iter().for_each(|warning| say(&format!("warning: {}", printable(warning))));
     if args.dry_run {
         show(context.output, &planned.document(), || {});
         return Ok(());
@@ -99,7 +99,7 @@ fn print_job(job: &Job, names: &Names) {
     }
     let kind = job.kind.as_deref().unwrap_or("change");
     let epoch = job.epoch.map(|epoch| format!(", epoch {epoch}")).unwrap_or_default();
-    line(&format!("{} ({kind}): {}{epoch}", watch::called(job.job), job.phase));
+    line(&printable(&format!("{} ({kind}): {}{epoch}", watch::called(job.job), job.phase)));
     if !job.moves.is_empty() {
         let row = |one: &watch::Move| {
             let keys = [one.keys, one.keys_total].map(|count| count.to_string());
@@ -108,7 +108,7 @@ fn print_job(job: &Job, names: &Names) {
         };
         table(&["FROM", "TO", "NODE", "KEYS", "OF", "MOVED"], job.moves.iter().map(row).collect());
     }
-    job.waiting_for.iter().for_each(|what| line(&format!("waits for: {}", names.said(what))));
+    job.waiting_for.iter().for_each(|what| line(&format!("waits for: {}", printable(&names.said(what)))));
 }
 
 async fn abort(context: &Context, via: &Via) -> Result<()> {

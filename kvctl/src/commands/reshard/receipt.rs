@@ -10,7 +10,7 @@ use crate::commands::Names;
 use crate::goal::{Goal, Unmet};
 use crate::interrupt::Interrupt;
 use crate::observe::{Observer, Seen, layout};
-use crate::render::{Progress, line, say, table};
+use crate::render::{Progress, line, printable, say, table};
 
 /// Replicas that take no writes agree within this; where writes go on, a look may never find them equal.
 const AGREE_WITHIN: Duration = Duration::from_secs(10);
@@ -106,7 +106,7 @@ impl Receipt {
             return;
         }
         for unmet in &self.unmet {
-            say(&format!("warning: {}: {}", unmet.who, unmet.why));
+            say(&printable(&format!("warning: {}: {}", unmet.who, unmet.why)));
         }
         say(
             "warning: not all replicas agree yet, as they don't while clients write; `kvctl wait --for converged` looks again",
