@@ -20,6 +20,30 @@ fn keys(cluster: &Cluster) -> usize {
     cluster.ok(&["keys"]).lines().count()
 }
 
+/// Every node tells of the reshard, from its beginning to its end; who took the request also from whom it came.
+fn changes_are_logged(cluster: &Cluster) {
+    let log = |node: &str| cluster.ok(&["cluster", "logs", node]);
+    let line = |node: &str, what: &str| -> String {
+        let log = log(node);
+        let found = log
+            .lines()
+            .find(|line| line.contains(what) && (line.contains("(reshard)") || line.contains("/shard/reshard?wait")));
+        found.unwrap_or_else(|| panic!("{node} says nothing of '{what}': {log}")).to_owned()
+    };
+    let is_done = |line: &str| line.contains("a change is done") && line.contains("(reshard)");
+    until("all have heard", || ["alice", "erin", "grace"].iter().all(|node| log(node).lines().any(is_done)));
+    for node in ["alice", "erin", "grace"] {
+        assert!(line(node, "a change has begun").contains("asked_at="), "by which node it was asked for");
+        assert!(line(node, "the layout of a change is in force").contains("epoch="));
+        line(node, "a change is done");
+    }
+    let nodes = ["alice", "bob", "carol", "dave", "erin", "frank", "grace"];
+    let asked = |node: &&str| log(node).contains("target=/shard/reshard?wait=false");
+    let node = nodes.into_iter().find(asked).expect("one was asked");
+    assert!(line(node, "a change is asked for").contains("client=127."), "and by whom");
+    assert!(log(node).contains("asked=\"reshard to 3\" answer=\"job "), "{}", log(node));
+}
+
 #[test]
 fn a_cluster_grows_is_resharded_and_loses_a_member() {
     let second = 80 + (std::process::id() % 100) as u8;
@@ -41,6 +65,8 @@ fn a_cluster_grows_is_resharded_and_loses_a_member() {
     assert_eq!((&document["receipt"]["keys"], &document["receipt"]["converged"]), (&60.into(), &true.into()));
     cluster.ok(&["wait", "--for", &format!("epoch={}", document["epoch"])]);
     assert_eq!(cluster.ok(&["shard", "ids"]).lines().count(), 3);
+
+    changes_are_logged(&cluster);
 
     assert_eq!(cluster.ok(&["view", "remove", "frank"]), "deleted\n");
     cluster.ok(&["node", "stop", "frank"]);

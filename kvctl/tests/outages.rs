@@ -78,6 +78,8 @@ fn a_dead_shard_is_told_at_once_and_by_names() {
         let names = ": dave (stopped), erin (stopped), frank (paused)\n";
         assert!(said.err.contains(named) && said.err.ends_with(names), "{said:?}");
     }
+    let said = cluster.run(&["reshard", "1", "--dry-run"]);
+    assert!(said.code == 4 && said.err.contains("warning: no replica of shard s2 can be reached"), "{said:?}");
     let text = cluster.ok(&["cluster", "status"]);
     let shard = |name: &str| text.lines().find(|line| line.starts_with(name)).map(|line| line.contains(" s2 "));
     assert_eq!(["dave", "erin", "frank"].map(shard), [Some(true); 3], "{text}");
@@ -86,6 +88,11 @@ fn a_dead_shard_is_told_at_once_and_by_names() {
     assert_eq!((&status["nodes"][3]["shard"], &status["nodes"][3]["ready"]), (&json!("s2"), &json!(false)));
     let gone = json!({ "id": "s2", "members": ["dave", "erin", "frank"], "serving": 0, "majority": false });
     assert_eq!(status["shards"][1], gone);
+    until("the log tells it", || {
+        let log = cluster.ok(&["cluster", "logs", "alice"]);
+        let told = log.lines().find(|line| line.contains("no majority can be reached") && line.contains("shard s2"));
+        told.is_some_and(|line| line.contains("WARN") && line.contains("reached=0 members=3"))
+    });
     cluster.up();
     assert_eq!(cluster.ok(&["get", &key]), "1\n");
     assert_eq!(cluster.ok(&["cluster", "status"]).lines().last(), Some("6 nodes, 6 ready; s1: 3 of 3; s2: 3 of 3"));

@@ -97,6 +97,28 @@ fn a_dry_run_shows_the_plan_and_changes_nothing() {
 }
 
 #[test]
+fn a_plan_that_needs_a_shard_which_is_gone_is_no_normal_plan() {
+    let mock = Mock::new("gone", 61);
+    let plan = plan(&mock);
+    mock.script(move |asked| match asked.what.as_str() {
+        DRY => Some((200, plan.clone())),
+        "GET /shard/key-count/s2" => Some((503, json!({ "error": "No replica of shard s2 is reachable" }))),
+        _ => None,
+    });
+    let why = "this can't be done now: no replica of s2 can be reached";
+    for arguments in [&["reshard", "3", "--dry-run"][..], &["reshard", "3", "--yes"]] {
+        let said = mock.cluster.run(arguments);
+        assert!(said.code == 4 && said.err.contains(why), "{said:?}");
+        assert_eq!(said.out.lines().nth(2).map(|line| words(line)[5]), Some("-"), "the plan is shown: {said:?}");
+    }
+    assert!(changes(&mock).iter().all(|change| change.starts_with(DRY)), "nothing was begun");
+    let said = mock.cluster.run(&["reshard", "3", "--dry-run", "-o", "json"]);
+    let document: Value = serde_json::from_str(&said.out).expect("one document");
+    assert_eq!((said.code, &document["exit-code"]), (4, &json!(4)));
+    assert_eq!((&document["unreachable-shards"], &document["moved-slots"]), (&json!(["s2"]), &json!(5461)));
+}
+
+#[test]
 fn nobody_is_asked_who_can_not_answer() {
     let mock = resharding("ask", 51, PHASES);
     for arguments in [&["reshard", "3"][..], &["reshard", "3", "-o", "json"]] {

@@ -7,6 +7,7 @@
 //! brings events or looks. A read that has to wait for nothing is such a look, unless a turn waits for the disk just then.
 
 mod inbox;
+mod notices;
 mod turn;
 
 use std::any::Any;

@@ -1,6 +1,7 @@
 //! What operators ask of the topology, and what they are told.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use super::topology::{Layout, Outcome, Proposal, Refusal, RequestId};
 use super::{Core, Effect};
@@ -38,6 +39,19 @@ pub enum AdminOp {
     Abort,
     /// The majority of the voters is lost for good: this node goes on alone and decides.
     Recover,
+}
+
+impl fmt::Display for AdminOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddNode(addr) => write!(f, "add {addr} to the view"),
+            Self::RemoveNode(addr) => write!(f, "remove {addr} from the view"),
+            Self::AddMember { shard, addr } => write!(f, "add {addr} to shard {shard}"),
+            Self::Reshard { count, .. } => write!(f, "reshard to {count}"),
+            Self::Abort => f.write_str("abort the change that runs"),
+            Self::Recover => f.write_str("go on without the majority"),
+        }
+    }
 }
 
 /// How a request of an operator ended.
@@ -81,16 +95,16 @@ pub enum JobState {
 impl Core {
     pub(super) fn admin(&mut self, id: u64, op: AdminOp) -> Result<()> {
         if self.topology.is_none() || self.me.is_none() {
-            self.decided(id, AdminAnswer::NotReady(self.reason.clone()));
+            self.decided(id, &op, AdminAnswer::NotReady(self.reason.clone()));
             return Ok(());
         }
         if op == AdminOp::Recover {
             self.recover_log()?;
-            self.decided(id, AdminAnswer::Decided(Outcome::Done { warnings: Vec::new() }));
+            self.decided(id, &op, AdminAnswer::Decided(Outcome::Done { warnings: Vec::new() }));
             return Ok(());
         }
         if self.office.asked.len() >= OPEN_MAX {
-            self.decided(id, AdminAnswer::Undecided("too many requests wait".into()));
+            self.decided(id, &op, AdminAnswer::Undecided("too many requests wait".into()));
             return Ok(());
         }
         let proposal = self.proposal_of(&op);
@@ -115,7 +129,8 @@ impl Core {
         }
     }
 
-    fn decided(&mut self, id: u64, answer: AdminAnswer) {
+    fn decided(&mut self, id: u64, op: &AdminOp, answer: AdminAnswer) {
+        self.note_answer(op, &answer);
         self.effects.push(Effect::Decided { id, answer });
     }
 
@@ -152,7 +167,8 @@ impl Core {
                 if waited < limit {
                     self.office.asked.push(asked);
                 } else {
-                    self.decided(asked.id, self.not_there(&asked.op));
+                    let answer = self.not_there(&asked.op);
+                    self.decided(asked.id, &asked.op, answer);
                 }
                 continue;
             }
@@ -170,9 +186,9 @@ impl Core {
                     }
                     self.office.asked.push(asked);
                 }
-                Some(outcome) => self.decided(asked.id, AdminAnswer::Decided(outcome)),
+                Some(outcome) => self.decided(asked.id, &asked.op, AdminAnswer::Decided(outcome)),
                 None if waited >= DECISION_MS => {
-                    self.decided(asked.id, AdminAnswer::Undecided(self.why_undecided()));
+                    self.decided(asked.id, &asked.op, AdminAnswer::Undecided(self.why_undecided()));
                 }
                 None => {
                     if since_sent >= AGAIN_MS {
@@ -219,8 +235,21 @@ impl Core {
         let target = topology
             .plan_reshard(count, &self.present())
             .map_err(|refusal| AdminAnswer::Decided(Outcome::Refused(refusal)))?;
-        let warnings = super::topology::plan::warnings(&topology.layout, &target);
+        let mut warnings = super::topology::plan::warnings(&topology.layout, &target);
+        warnings.extend(self.gone_shards().into_iter().map(|shard| {
+            format!("no replica of shard {shard} can be reached: its keys can't be copied, and the change waits, until one is back")
+        }));
         Ok((topology.layout.clone(), target, warnings))
+    }
+}
+
+impl Core {
+    /// Shards none of whose replicas can be reached.
+    fn gone_shards(&self) -> Vec<ShardId> {
+        let present = self.present();
+        let shards = self.topology.iter().flat_map(|topology| &topology.layout.shards);
+        let gone = shards.filter(|(_, members)| members.iter().all(|member| !present.contains(member)));
+        gone.map(|(&shard, _)| shard).collect()
     }
 }
 

@@ -40,6 +40,7 @@ impl Core {
             }
             return Ok(());
         }
+        self.note_changes(&topology);
         let Some(before) = self.topology.clone() else {
             self.keep_topology(&topology);
             self.say(Severity::Info, format!("in the cluster of {} nodes", topology.nodes.len()));

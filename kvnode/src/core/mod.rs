@@ -18,6 +18,7 @@ pub mod inventory;
 mod listing;
 pub mod log;
 pub mod loss;
+pub mod notice;
 pub mod replica;
 pub mod request;
 pub mod room;
@@ -66,6 +67,8 @@ use handover::Copies;
 use inventory::Inventory;
 use listing::Listings;
 use loss::Lost;
+use notice::Minorities;
+pub use notice::{Notice, Severity};
 use pace::Pace;
 use repair::Repair;
 use replica::{Handed, Replica};
@@ -151,12 +154,7 @@ pub enum Effect {
     Wake(Addr),
     /// Something an operator should read.
     Say(Severity, String),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Severity {
-    Info,
-    Warn,
+    Note(Notice),
 }
 
 const FACT_OWNER: Fact = Fact("owner");
@@ -230,6 +228,7 @@ pub struct Core {
     /// What this node has had, until it has it again.
     lost: Option<Lost>,
     losses_said: BTreeSet<crate::wire::ident::Origin>,
+    minorities: Minorities,
     draining: bool,
     room: Room,
     effects: Vec<Effect>,
@@ -308,6 +307,7 @@ impl Core {
             flipped_ms: 0,
             lost,
             losses_said: BTreeSet::new(),
+            minorities: Minorities::default(),
             draining: false,
             room: Room::Enough,
             effects: Vec::new(),
@@ -383,6 +383,7 @@ impl Core {
         }
         self.notice_lost_peers();
         self.drop_step()?;
+        self.majorities_step();
         self.formation_step()?;
         self.govern_step()?;
         self.repair_step();
@@ -483,10 +484,6 @@ impl Core {
                 format!("{addr} is listed twice, as two spellings of one address; DELETE /view of it once leaves one");
             self.say(Severity::Warn, text);
         }
-    }
-
-    fn say(&mut self, severity: Severity, text: impl Into<String>) {
-        self.effects.push(Effect::Say(severity, text.into()));
     }
 
     fn peer_of(&self, node: NodeId) -> Option<&Peer> {

@@ -96,7 +96,7 @@ pub fn on(entry: &'static Entry) -> impl Filter<Extract = (Asked,), Error = Reje
             let caller = arrival.caller;
             let ticket = match entry.work {
                 Work::Data => Some(caller.front.gate.enter().ok_or(Refusal::Stopping)?),
-                Work::Other => None,
+                Work::Change | Work::Other => None,
             };
             Ok(Asked { caller, matched, path, _ticket: ticket })
         }))

@@ -14,7 +14,7 @@ use hyper_util::service::TowerToHyperService;
 use super::accept::Caller;
 use super::filters::Arrival;
 use super::reply::Refusal;
-use super::route::{self, Group, Matched};
+use super::route::{self, Group, Matched, Work};
 use super::{key, streams};
 
 /// One request of a connection, and its answer.
@@ -24,6 +24,10 @@ pub async fn answer(
 ) -> Response<impl Body<Data = Bytes, Error = Box<dyn std::error::Error + Send + Sync>>> {
     let told = tracing::enabled!(tracing::Level::DEBUG).then(|| (request.method().clone(), request.uri().clone()));
     let looked_up = route::look_up(request.method(), request.uri().path());
+    if looked_up.is_ok_and(|matched| matched.entry.work == Work::Change) {
+        let (method, target) = (request.method(), request.uri());
+        tracing::info!(client = %caller.source, %method, %target, "a change is asked for");
+    }
     let response = match looked_up {
         Ok(matched) if matched.entry.group == Group::Key => {
             key::answer(&caller, matched, request).await.map(Either::Left)

@@ -22,11 +22,13 @@ pub enum Group {
     Drill,
 }
 
-/// Whether a request is finished before the node stops, and refused after that.
+/// What a request works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// It works on data.
+    /// On data: it is finished before the node stops, and refused after that.
     Data,
+    /// On who has what: it is noted in the log.
+    Change,
     Other,
 }
 
@@ -98,17 +100,17 @@ table! {
     PEER:           "peer"             "/peer"                   GET    Peer    Other;
     KEYS:           "list-keys"        "/kvs"                    READ   Listing Data;
     VIEW_GET:       "get-view"         "/view"                   READ   View    Other;
-    VIEW_PUT:       "put-view"         "/view"                   PUT    View    Other;
-    VIEW_DELETE:    "delete-view"      "/view"                   DELETE View    Other;
-    RECOVER:        "recover"          "/view/recover"           PUT    View    Other;
+    VIEW_PUT:       "put-view"         "/view"                   PUT    View    Change;
+    VIEW_DELETE:    "delete-view"      "/view"                   DELETE View    Change;
+    RECOVER:        "recover"          "/view/recover"           PUT    View    Change;
     SHARD_IDS:      "shard-ids"        "/shard/ids"              READ   Shard   Other;
     NODE_SHARD_ID:  "node-shard-id"    "/shard/node-shard-id"    READ   Shard   Other;
     SHARD_MEMBERS:  "shard-members"    "/shard/members/<id>"     READ   Shard   Other;
     KEY_COUNT:      "shard-key-count"  "/shard/key-count/<id>"   READ   Shard   Data;
-    ADD_MEMBER:     "add-member"       "/shard/add-member/<id>"  PUT    Shard   Other;
+    ADD_MEMBER:     "add-member"       "/shard/add-member/<id>"  PUT    Shard   Change;
     RESHARD_GET:    "get-reshard"      "/shard/reshard"          READ   Shard   Other;
-    RESHARD_PUT:    "put-reshard"      "/shard/reshard"          PUT    Shard   Other;
-    RESHARD_DELETE: "delete-reshard"   "/shard/reshard"          DELETE Shard   Other;
+    RESHARD_PUT:    "put-reshard"      "/shard/reshard"          PUT    Shard   Change;
+    RESHARD_DELETE: "delete-reshard"   "/shard/reshard"          DELETE Shard   Change;
     HEALTH:         "health"           "/health"                 READ   Probes  Other;
     READY:          "ready"            "/ready"                  READ   Probes  Other;
     STATUS:         "status"           "/status"                 READ   Status  Other;

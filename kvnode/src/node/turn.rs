@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::inbox::{Incoming, Source};
-use super::{Shared, fail, lock, now};
+use super::{Shared, fail, lock, notices, now};
 use crate::core::loss::Identity;
 use crate::core::{Committed, Core, Effect, Event, Now, Severity};
 use crate::peer::{Link, LinkDone};
@@ -183,6 +183,7 @@ impl Driver {
                 Effect::Wake(peer) => self.wake(shared, &peer),
                 Effect::Say(Severity::Info, text) => info!("{text}"),
                 Effect::Say(Severity::Warn, text) => warn!("{text}"),
+                Effect::Note(notice) => notices::log(&notice),
             }
         }
         for (from, sender) in senders {

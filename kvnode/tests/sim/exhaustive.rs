@@ -146,7 +146,7 @@ impl Small {
                     let to = self.addrs.iter().position(|addr| *addr == peer).expect("peers are nodes");
                     self.awake[node].insert(to);
                 }
-                Effect::Say(..) => {}
+                Effect::Say(..) | Effect::Note(_) => {}
             }
         }
         let now = self.now();

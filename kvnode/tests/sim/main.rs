@@ -437,6 +437,11 @@ fn a_death_at_rest_is_noticed_within_three_seconds() {
 }
 
 #[test]
+fn a_lost_majority_is_told_once() {
+    quiet::a_lost_majority_is_told_once();
+}
+
+#[test]
 fn a_shard_that_is_gone_is_told_at_once() {
     quiet::a_shard_that_is_gone_is_told_at_once();
 }

@@ -68,6 +68,32 @@ pub fn the_first_write_after_a_rest_gets_its_copies() {
     assert!(matches!(answer, Some(Answer::Found { .. })), "passed on to the only replica left: {answer:?}");
 }
 
+/// Whoever reads the log of a node that lives finds which majorities were lost, once, and when they came back; a single death is none.
+pub fn a_lost_majority_is_told_once() {
+    let mut world = at_rest();
+    let told = |world: &World, what: &str| -> Vec<String> {
+        let lines = world.said.iter().filter(|line| line.contains(what));
+        lines.map(|line| line.split_once(": ").map_or("", |(_, notice)| notice).to_owned()).collect()
+    };
+    world.kill(5);
+    world.run_until(8_000, |_| false);
+    assert_eq!(told(&world, "Majority"), [""; 0]);
+    world.kill(4);
+    world.run_until(8_000, |_| false);
+    let away = format!("away: [{:?}, {:?}]", world.nodes[4].addr, world.nodes[5].addr);
+    let lost = told(&world, "MajorityLost");
+    assert_eq!(lost.len(), 4, "one of each that lives: {lost:?}");
+    let of_s2 = |line: &String| line.contains("Shard(ShardId(2)), reached: 1, members: 3") && line.contains(&away);
+    assert!(lost.iter().all(of_s2), "{lost:?}");
+    world.kill(3);
+    world.run_until(8_000, |_| false);
+    let voters = told(&world, "Voters, reached: 3, members: 6");
+    assert_eq!((voters.len(), told(&world, "MajorityLost").len()), (3, 7), "{:?}", told(&world, "MajorityLost"));
+    (3..6).for_each(|node| world.start(node));
+    world.run_until(4_000, |_| false);
+    assert_eq!(told(&world, "MajorityBack").len(), 6, "three for the shard, three for the voters");
+}
+
 /// A shard all of whose replicas are known to be dead: whoever asks for its keys need not wait to hear that. As soon as one is back it is
 /// asked.
 pub fn a_shard_that_is_gone_is_told_at_once() {

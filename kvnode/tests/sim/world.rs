@@ -460,6 +460,9 @@ impl World {
                     }
                     self.said.push(format!("{} {}: {text}", self.now_ms, self.nodes[node].addr));
                 }
+                Effect::Note(notice) => {
+                    self.said.push(format!("{} {}: {notice:?}", self.now_ms, self.nodes[node].addr));
+                }
             }
         }
         for peer in std::mem::take(&mut self.nodes[node].awake) {

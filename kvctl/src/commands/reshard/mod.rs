@@ -43,6 +43,7 @@ async fn reshard(context: &Context, shards: u32, args: &ReshardArgs, via: &Via) 
         planned.print(&names);
     }
     planned.warnings.iter().for_each(|warning| say(&format!("warning: {}", printable(warning))));
+    planned.check()?;
     if args.dry_run {
         show(context.output, &planned.document(), || {});
         return Ok(());

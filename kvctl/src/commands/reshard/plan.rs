@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::commands::topology::change;
 use crate::commands::{Names, refused};
 use crate::error::{Code, Failure, Result};
-use crate::render::{line, table};
+use crate::render::{line, printable, table};
 
 /// A plan, and what there is before it.
 #[derive(Debug, Default, Deserialize)]
@@ -23,6 +23,9 @@ pub struct Planned {
     /// Live keys of each shard that there is now, as far as it answers.
     #[serde(skip)]
     pub keys: BTreeMap<String, Option<u64>>,
+    /// Shards none of whose replicas can be reached.
+    #[serde(skip)]
+    gone: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -69,9 +72,29 @@ impl Planned {
         }
         for id in ids.json()["shard-ids"].as_array().into_iter().flatten().filter_map(Value::as_str) {
             let count = client.look(&format!("/shard/key-count/{}", kvnode::client::encode(id))).await?;
+            if !count.is_success() && refused(&count).code == Code::Unreachable {
+                planned.gone.push(id.to_owned());
+            }
             planned.keys.insert(id.to_owned(), count.json().get("shard-key-count").and_then(Value::as_u64));
         }
         Ok(planned)
+    }
+
+    /// # Errors
+    /// If the change could begin but not go on: what a shard has can't be copied while none of its replicas can be reached.
+    pub fn check(&self) -> Result<()> {
+        if self.gone.is_empty() {
+            return Ok(());
+        }
+        let text = format!(
+            "this can't be done now: no replica of {} can be reached, so that keys could be copied; `kvctl cluster status` shows who is \
+             down, `kvctl cluster up` starts them",
+            printable(&self.gone.join(", "))
+        );
+        let mut document = self.document();
+        document["error"] = text.as_str().into();
+        document["exit-code"] = (Code::Unreachable as u8).into();
+        Err(Failure { document: Some(Box::new(document)), ..Failure::new(Code::Unreachable, text) })
     }
 
     /// Whether the cluster is laid out like this already.
@@ -101,7 +124,10 @@ impl Planned {
 
     pub fn document(&self) -> Value {
         let Plan { moved_slots, .. } = self.plan;
-        json!({ "epoch": self.epoch, "shards": self.lines(), "moved-slots": moved_slots, "warnings": self.warnings })
+        json!({
+            "epoch": self.epoch, "shards": self.lines(), "moved-slots": moved_slots, "warnings": self.warnings,
+            "unreachable-shards": self.gone,
+        })
     }
 
     pub fn print(&self, names: &Names) {

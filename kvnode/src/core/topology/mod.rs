@@ -52,6 +52,12 @@ pub struct Change {
     pub kind: ChangeKind,
 }
 
+impl Change {
+    pub fn removal(job: u32, node: NodeId) -> Self {
+        Self { job, kind: ChangeKind::Remove(node) }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChangeKind {
     Reshard,
@@ -249,6 +255,20 @@ impl Topology {
     /// How a request was decided, if it was.
     pub fn outcome_of(&self, request: RequestId) -> Option<&Outcome> {
         self.decided.iter().find(|(id, _)| *id == request).map(|(_, outcome)| outcome)
+    }
+
+    /// Who asked for a change, as far as that is remembered.
+    pub fn asked_for(&self, job: u32) -> Option<RequestId> {
+        let began = |outcome: &Outcome| matches!(outcome, Outcome::Started { job: begun, .. } if *begun == job);
+        self.decided.iter().find(|(_, outcome)| began(outcome)).map(|(request, _)| *request)
+    }
+
+    /// Whether the nodes that a change is about are listed.
+    pub fn knows_all_of(&self, change: &Change) -> bool {
+        match &change.kind {
+            ChangeKind::Reshard => true,
+            ChangeKind::AddMember(node) | ChangeKind::Remove(node) => self.nodes.contains_key(node),
+        }
     }
 
     /// Whether a change of this number was ever begun, as far as is known here.
