@@ -47,6 +47,8 @@ pub struct PeerStatus {
     pub node: String,
     pub reachable: bool,
     pub stage: Option<String>,
+    /// Why the other refuses it, if it does.
+    pub refused: Option<String>,
     /// Writes that the other has not acknowledged, if it is a replica of the same shard.
     pub lag: Option<u64>,
 }
@@ -54,6 +56,11 @@ pub struct PeerStatus {
 impl Status {
     pub fn is_serving(&self) -> bool {
         self.stage.as_deref() == Some(SERVING)
+    }
+
+    /// Nodes that refuse it, because the secrets differ.
+    pub fn refused_by(&self) -> Vec<&str> {
+        self.peers.iter().filter(|peer| peer.refused.is_some()).map(|peer| peer.node.as_str()).collect()
     }
 
     /// Whether it counts a node among the members.

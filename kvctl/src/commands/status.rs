@@ -63,8 +63,9 @@ pub async fn show_status(context: &Context, record: &Record, runtime: &Runtime) 
     let seen = join_all(specs.into_iter().map(|node| look(runtime, node))).await;
     let seen = seen.into_iter().collect::<Result<Vec<Seen>>>()?;
     let layout = layout_of(seen.iter().filter_map(|one| one.status.as_ref()));
-    let nodes = seen.iter().map(|one| node_status(record, runtime, one, &layout)).collect();
-    let shards = shard_statuses(&seen, &layout, &Names::of(record, runtime));
+    let names = Names::of(record, runtime);
+    let nodes = seen.iter().map(|one| node_status(record, runtime, one, &layout, &names)).collect();
+    let shards = shard_statuses(&seen, &layout, &names);
     let status = ClusterStatus { cluster: context.name.clone(), runtime: record.runtime, nodes, shards };
     show(context.output, &status, || status.print());
     Ok(())
@@ -79,13 +80,19 @@ async fn look(runtime: &Runtime, node: NodeSpec) -> Result<Seen> {
     Ok(Seen { address: runtime.address(&node), node, state, status })
 }
 
-fn node_status(record: &Record, runtime: &Runtime, seen: &Seen, layout: &BTreeMap<String, Vec<String>>) -> NodeStatus {
+fn node_status(
+    record: &Record,
+    runtime: &Runtime,
+    seen: &Seen,
+    layout: &BTreeMap<String, Vec<String>>,
+    names: &Names,
+) -> NodeStatus {
     let Seen { node, address, state, status } = seen;
     let removed = record.spec.removed.contains(&node.name);
     // One that is silent is where the others know it to be.
     let known = layout.iter().find(|(_, members)| members.contains(address)).map(|(id, _)| id.clone());
     let told = status.as_ref().and_then(|status| status.shard.clone());
-    let reason = status.as_ref().map(|status| status.reason.clone()).unwrap_or_default();
+    let reason = status.as_ref().map(|status| reason(status, names)).unwrap_or_default();
     let removal = || format!("not in the view any more; `kvctl node remove {}` deletes it", node.name);
     NodeStatus {
         name: node.name.clone(),
@@ -98,6 +105,15 @@ fn node_status(record: &Record, runtime: &Runtime, seen: &Seen, layout: &BTreeMa
         keys: status.as_ref().and_then(|status| status.keys),
         lag: status.iter().flat_map(|status| &status.peers).filter_map(|peer| peer.lag).max(),
     }
+}
+
+/// Why a node does not serve, or what it lacks though it does.
+fn reason(status: &Status, names: &Names) -> String {
+    let by: Vec<&str> = status.refused_by().into_iter().map(|address| names.name(address)).collect();
+    if by.is_empty() || !status.reason.is_empty() {
+        return names.said(&status.reason);
+    }
+    format!("refused by {}: another CLUSTER_SECRET", by.join(", "))
 }
 
 fn shard_statuses(seen: &[Seen], layout: &BTreeMap<String, Vec<String>>, names: &Names) -> Vec<ShardStatus> {

@@ -80,6 +80,9 @@ pub(super) struct Peer {
     pub compares: Compares,
     /// The last repair from here that it has begun.
     pub last_comparison: u64,
+    /// Whether it refuses this node, because one of both has another secret; and when that was said last.
+    pub refuses: bool,
+    pub refusal_said_ms: Option<u64>,
     /// It belongs to a cluster that does not list this node.
     pub told_stranger: bool,
     /// Set while it is known to be ahead of us.
@@ -187,6 +190,7 @@ impl Core {
             self.replica_changed = true;
         }
         peer.heard_ms = Some(now);
+        peer.refuses = false;
         (peer.version, peer.told_topology) = (batch.version, false);
         if batch.sent_ms > peer.echo_ms {
             (peer.echo_ms, peer.echo_heard_ms) = (batch.sent_ms, now);

@@ -97,7 +97,7 @@ impl Core {
                 Some(_) if self.is_proven(peer) => {}
                 // It may be there all the same, and belong to a cluster.
                 _ if self.is_left_out(addr, peer) => {}
-                _ => missing.push(addr.as_str()),
+                _ => missing.push(Self::waited_for(addr, peer)),
             }
         }
         if !missing.is_empty() {
@@ -181,8 +181,10 @@ impl Core {
         if filled > 0 && (away.is_empty() || !grace) {
             return FillPlan::Serve;
         }
-        let names = self.topology.iter().flat_map(|topology| topology.addrs_as_joined(away.iter().copied()));
-        let names = names.map(|addr| addr.to_string()).collect::<Vec<_>>().join(", ");
+        // In the order in which they joined.
+        away.sort_unstable();
+        let named = away.iter().filter_map(|&node| Some(Self::waited_for(self.addr_of(node)?, self.peer_of(node)?)));
+        let names = named.collect::<Vec<String>>().join(", ");
         let loss = self.own_loss().or_else(|| lost.map(Self::loss_of));
         if let Some(loss) = loss {
             let hope = if away.is_empty() { "" } else { "; waiting for others that may have its shard's data: " };

@@ -98,8 +98,8 @@ pub enum Event {
     Admin { id: u64, op: AdminOp },
     /// A batch from a peer.
     Batch(Batch),
-    /// A batch that certainly did not reach its receiver: nobody listened.
-    Undelivered { peer: Addr, batch: Batch },
+    /// A batch that certainly did not reach its receiver: nobody listened, or who did says that the secret of its cluster is another.
+    Undelivered { peer: Addr, batch: Batch, another_secret: bool },
     /// What was committed when [`Core::sync_mark`] gave this is now on stable media.
     Synced(Vector),
     /// The store's room has changed. To be said before what there is no room for.
@@ -357,7 +357,10 @@ impl Core {
             Event::Client { id, op, tokens, arrived_ms } => self.client(id, op, &tokens, arrived_ms)?,
             Event::Admin { id, op } => self.admin(id, op)?,
             Event::Batch(batch) => self.batch(batch)?,
-            Event::Undelivered { peer, batch } => self.undelivered(&peer, batch),
+            Event::Undelivered { peer, batch, another_secret } => {
+                self.note_secret(&peer, another_secret);
+                self.undelivered(&peer, batch);
+            }
             Event::Synced(mark) => self.synced(&mark),
             Event::Room(room) => self.room_is(room),
             Event::Tick => self.tick()?,

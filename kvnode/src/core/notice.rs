@@ -6,10 +6,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::admin::{AdminAnswer, AdminOp};
+use super::contact::Peer;
 use super::topology::{Change, Ended, Outcome, Refusal, Topology, Transition};
 use super::{Core, Effect};
 use crate::wire::ident::{Addr, Epoch, NodeId, ShardId};
 
+/// As long as a node refuses this one, that is said so often.
+const REFUSAL_AGAIN_MS: u64 = 60_000;
 /// Between two looks at who is there.
 const LOOK_EVERY_MS: u64 = 500;
 /// A majority that is away for so long is said to be lost: longer than it takes to meet everybody after a start.
@@ -50,6 +53,8 @@ pub enum Notice {
     /// A node is in the view from now on, or is not any more.
     Listed(Addr),
     Unlisted(Addr),
+    /// A node refuses this one, because one of both was started with another secret.
+    AnotherSecret(Addr),
     /// Too few of those that count can be reached.
     MajorityLost {
         of: Body,
@@ -133,6 +138,22 @@ impl Core {
             let notices = changes(before, next);
             notices.into_iter().for_each(|notice| self.note(notice));
         }
+    }
+
+    /// A peer could not be reached, because of another secret or for want of anybody who listens. The former is said now and then.
+    pub(super) fn note_secret(&mut self, addr: &Addr, another: bool) {
+        let now = self.now.mono_ms;
+        let Some(peer) = self.peers.get_mut(addr) else { return };
+        peer.refuses = another;
+        if another && peer.refusal_said_ms.is_none_or(|said| now.saturating_sub(said) >= REFUSAL_AGAIN_MS) {
+            peer.refusal_said_ms = Some(now);
+            self.note(Notice::AnotherSecret(addr.clone()));
+        }
+    }
+
+    /// A peer that is waited for, with the reason why in vain if that is known.
+    pub(super) fn waited_for(addr: &Addr, peer: &Peer) -> String {
+        if peer.refuses { format!("{addr}, which has another CLUSTER_SECRET,") } else { addr.to_string() }
     }
 
     /// Tells which majorities were lost, or are back.

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use crate::handles::Handles;
 use crate::limits::Limits;
 use crate::node::NodeHandle;
+use crate::peer::strangers::Strangers;
 
 pub mod accept;
 mod admin;
@@ -62,14 +63,15 @@ pub struct Front {
     client_bodies: Arc<gate::Budget>,
     places: Arc<places::Places>,
     filters: filters::Root,
+    strangers: Strangers,
 }
 
 impl Front {
     pub fn new(node: NodeHandle, limits: Limits, handles: &Handles) -> Arc<Self> {
         let client_bodies = gate::Budget::new(limits.max_bodies);
         let places = places::Places::new(node.clone(), &limits, handles);
-        let filters = filters::root();
-        Arc::new(Self { node, limits, gate: Arc::default(), client_bodies, places, filters })
+        let (filters, strangers) = (filters::root(), Strangers::default());
+        Arc::new(Self { node, limits, gate: Arc::default(), client_bodies, places, filters, strangers })
     }
 
     pub fn gate(&self) -> &Gate {

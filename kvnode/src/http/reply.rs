@@ -13,6 +13,7 @@ use super::query;
 use super::route::{self, NoRoute};
 use crate::core::request::{Answer, Missing};
 use crate::node::NotReady;
+use crate::peer::auth;
 use crate::wire::ident::Dot;
 
 const METADATA: HeaderName = HeaderName::from_static(METADATA_HEADER);
@@ -284,7 +285,7 @@ impl Refusal {
             Self::Internal => {
                 Reply::error(StatusCode::INTERNAL_SERVER_ERROR, "This node can't answer that; its log says why")
             }
-            Self::Unproven => Reply::error(StatusCode::FORBIDDEN, "This cluster's secret was not proven"),
+            Self::Unproven => Reply::error(auth::REFUSED, "This cluster's secret was not proven"),
         }
     }
 }

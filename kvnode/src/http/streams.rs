@@ -1,5 +1,6 @@
 //! The receiving side of peer links: a connection that another node has upgraded to a stream of batches.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use super::places::Place;
 use super::reply::{Refusal, Reply};
 use crate::peer::frames::{Broken, Frames, Patience};
 use crate::peer::{auth, protocol};
+use crate::wire::ident::Addr;
 use crate::wire::peer::Batch;
 
 /// Answers a request for a stream, and serves the stream once the answer is out.
@@ -29,6 +31,7 @@ pub fn open(caller: &Arc<Caller>, mut request: Request<Incoming>) -> Result<Repl
         return Err(Refusal::NoStream(protocol));
     }
     if !caller.front.node.secret().is_proven(protocol.as_bytes(), header(auth::HEADER)) {
+        refused(caller);
         return Err(Refusal::Unproven);
     }
     tokio::spawn(serve(hyper::upgrade::on(&mut request), caller.clone()));
@@ -41,6 +44,16 @@ pub fn open(caller: &Arc<Caller>, mut request: Request<Incoming>) -> Result<Repl
 const TRIAL_TIME: Duration = Duration::from_secs(4);
 /// Nobody waits for the answer to a frame for longer than the sending side of a link does.
 const FRAME_TIME: Duration = Duration::from_secs(4);
+/// Says that a node was refused: of which address, where the view knows one there. All that a request tells is where it comes from.
+fn refused(caller: &Caller) {
+    let from = caller.source.ip();
+    if caller.front.strangers.came(from, std::time::Instant::now()) {
+        let of = |addr: &Addr| addr.as_str().parse().is_ok_and(|at: SocketAddr| at.ip() == from);
+        let node = caller.front.node.peers().into_iter().find(of);
+        let node = node.as_ref().map_or("unknown", Addr::as_str);
+        tracing::warn!(%from, %node, "a node was refused: its CLUSTER_SECRET is another, or only one of both has any");
+    }
+}
 
 /// One stream, to its end.
 async fn serve(upgrade: OnUpgrade, caller: Arc<Caller>) {

@@ -16,6 +16,9 @@ pub fn log(notice: &Notice) {
         Notice::Ended { job, change, how: Ended::Aborted } => warn!(job, change, "a change was aborted"),
         Notice::Listed(node) => info!(%node, "a node is in the view"),
         Notice::Unlisted(node) => info!(%node, "a node is not in the view any more"),
+        Notice::AnotherSecret(node) => {
+            warn!(%node, "a node refuses this one: their CLUSTER_SECRETs differ, or only one has any");
+        }
         Notice::MajorityLost { of, reached, members, away } => {
             let away = away.iter().map(Addr::as_str).collect::<Vec<&str>>().join(", ");
             warn!(%of, reached, members, away, "no majority can be reached");

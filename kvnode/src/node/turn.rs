@@ -404,7 +404,9 @@ fn link_done(shared: &Arc<Shared>, peer: &Addr, fate: LinkDone) {
     let told = |event| arrive(shared, Incoming { event, source: Source::Link(peer.clone()) });
     match fate {
         LinkDone::Answered(batch) => told(Event::Batch(batch)),
-        LinkDone::Undelivered(batch) => told(Event::Undelivered { peer: peer.clone(), batch }),
+        LinkDone::Undelivered { batch, another_secret } => {
+            told(Event::Undelivered { peer: peer.clone(), batch, another_secret });
+        }
         LinkDone::Lost { why } => debug!("a message to {peer} is lost: {why}"),
     }
 }

@@ -6,10 +6,13 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
+use hyper::StatusCode;
 use sha2::Sha256;
 
 /// The header that carries the proof of a request.
 pub const HEADER: &str = "x-kvnode-proof";
+/// How a node answers a request whose proof it does not accept, and nothing else at that path.
+pub const REFUSED: StatusCode = StatusCode::FORBIDDEN;
 /// Bytes of a tag.
 pub const TAG_LEN: usize = 32;
 

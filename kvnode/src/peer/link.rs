@@ -35,8 +35,8 @@ const REFUSAL_BYTES_MAX: usize = 4 << 10;
 pub enum LinkDone {
     /// It was answered with this.
     Answered(Batch),
-    /// Nobody listened: it certainly was not seen.
-    Undelivered(Batch),
+    /// It certainly was not seen: nobody listened, or the stream for it was refused, because the secret of the cluster there is another.
+    Undelivered { batch: Batch, another_secret: bool },
     /// It may or may not have been seen; `why` is for people.
     Lost { why: String },
 }
@@ -109,6 +109,8 @@ async fn along(drill: &Drill, peer: &Addr, sent: impl Future<Output = LinkDone>)
 enum Failed {
     /// The batch certainly was not acted on.
     Unseen(String),
+    /// The same, because the peer says that this node's secret is another.
+    AnotherSecret,
     Unknown(String),
 }
 
@@ -129,8 +131,9 @@ impl Line {
             Ok(Ok(answer)) => LinkDone::Answered(answer),
             Ok(Err(Failed::Unseen(why))) => {
                 tracing::debug!(peer = %self.peer, why, "a message can't be delivered");
-                LinkDone::Undelivered(batch)
+                LinkDone::Undelivered { batch, another_secret: false }
             }
+            Ok(Err(Failed::AnotherSecret)) => LinkDone::Undelivered { batch, another_secret: true },
             Ok(Err(Failed::Unknown(why))) => LinkDone::Lost { why },
             Err(_) => LinkDone::Lost { why: format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()) },
         }
@@ -148,7 +151,8 @@ impl Line {
             }
         }
         let opened = timeout(OPEN_TIMEOUT, self.open()).await;
-        let mut frames = opened.unwrap_or_else(|_| Err("it does not open a stream".into())).map_err(Failed::Unseen)?;
+        let late = |_| Err(Failed::Unseen("it does not open a stream".into()));
+        let mut frames = opened.unwrap_or_else(late)?;
         let answered = self.ask(&mut frames, batch).await;
         self.keep(frames, answered)
     }
@@ -171,19 +175,20 @@ impl Line {
     }
 
     /// Opens a stream, or says why there is none.
-    async fn open(&self) -> Result<Frames, String> {
-        let stream = self.connect().await.inspect_err(|_| self.names.doubt(&self.peer))?;
+    async fn open(&self) -> Result<Frames, Failed> {
+        let stream = self.connect().await.inspect_err(|_| self.names.doubt(&self.peer)).map_err(unseen)?;
         // A socket that can't be set up has broken already, and says so when it is used.
         let _ = stream.set_nodelay(true);
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(unseen)?;
         tokio::spawn(connection.with_upgrades());
-        let response = sender.send_request(self.request()).await.map_err(|error| error.to_string())?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(refusal(response).await);
+        let response = sender.send_request(self.request()).await.map_err(unseen)?;
+        match response.status() {
+            StatusCode::SWITCHING_PROTOCOLS => {}
+            auth::REFUSED => return Err(Failed::AnotherSecret),
+            _ => return Err(unseen(refusal(response).await)),
         }
-        let upgraded = hyper::upgrade::on(response).await.map_err(|error| error.to_string())?;
-        let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| "it is no socket".to_owned())?;
+        let upgraded = hyper::upgrade::on(response).await.map_err(unseen)?;
+        let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| unseen("it is no socket"))?;
         Ok(Frames::new(parts.io.into_inner(), parts.read_buf, self.secret.clone()))
     }
 
@@ -205,6 +210,10 @@ impl Line {
         headers.insert(UPGRADE, HeaderValue::from_str(&protocol).expect("a name and a number are text"));
         request
     }
+}
+
+fn unseen(why: impl ToString) -> Failed {
+    Failed::Unseen(why.to_string())
 }
 
 /// What a peer says that does not open a stream.

@@ -10,6 +10,7 @@ pub mod auth;
 pub mod frames;
 mod link;
 mod names;
+pub mod strangers;
 
 pub use link::{Link, LinkDone};
 pub use names::Names;

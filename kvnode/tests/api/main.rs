@@ -10,6 +10,7 @@ mod keys;
 mod races;
 mod restarts;
 mod routes;
+mod secrets;
 mod soak;
 mod startup;
 mod support;

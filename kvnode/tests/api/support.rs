@@ -110,6 +110,11 @@ impl Cluster {
         self.nodes[node].child = Some(command.spawn().unwrap());
     }
 
+    /// What a node has logged.
+    pub fn log(&self, node: usize) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.nodes[node].log).unwrap()).into_owned()
+    }
+
     pub fn data_directory(&self, node: usize) -> String {
         self.directory.path().join(format!("data-{node}")).display().to_string()
     }

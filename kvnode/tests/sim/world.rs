@@ -348,7 +348,7 @@ impl World {
             Step::Refused { from, to, life, batch } if self.lives(from, life) => {
                 self.nodes[from].busy.remove(&to);
                 let peer = self.nodes[to].addr.clone();
-                self.event(from, Event::Undelivered { peer, batch: read(&batch) });
+                self.event(from, Event::Undelivered { peer, batch: read(&batch), another_secret: false });
             }
             _ => {}
         }

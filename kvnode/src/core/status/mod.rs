@@ -72,6 +72,8 @@ pub struct PeerStatus {
     /// The peer's wall clock minus this node's, in ms, as last heard.
     pub clock_skew_ms: Option<i64>,
     pub queued_bytes: usize,
+    /// Why the peer refuses this node, if it does: `another-secret`.
+    pub refused: Option<&'static str>,
 }
 
 fn stage_name(stage: Stage) -> &'static str {
@@ -241,6 +243,7 @@ impl Core {
             lag: seq.map(|seq| seq.saturating_sub(peer.cursor.held())),
             clock_skew_ms: peer.wall_offset_ms.map(|offset| offset - own_offset),
             queued_bytes: peer.queue_weight(),
+            refused: peer.refuses.then_some("another-secret"),
         }
     }
 

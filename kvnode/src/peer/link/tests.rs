@@ -43,7 +43,7 @@ async fn what_a_busy_peer_never_saw_is_known_to_be_that() {
     // The system accepts in its place.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (fate, took) = fate_at(&listener).await;
-    assert!(matches!(fate, LinkDone::Undelivered(sent) if sent == batch()));
+    assert!(matches!(fate, LinkDone::Undelivered { batch: sent, another_secret: false } if sent == batch()));
     assert!(took >= OPEN_TIMEOUT, "{took:?}");
 }
 
@@ -64,4 +64,24 @@ async fn what_a_peer_may_have_seen_is_lost() {
     let ((fate, took), ()) = tokio::join!(fate_at(&listener), mute);
     assert!(matches!(fate, LinkDone::Lost { .. }));
     assert!(took >= ANSWER_TIMEOUT, "{took:?}");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_peer_with_another_secret_is_known_by_its_refusal() {
+    for (status, another) in [(auth::REFUSED.as_u16(), true), (426, false), (503, false)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let refuses = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
+            }
+            let answer = format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream
+        };
+        let ((fate, _), _stream) = tokio::join!(fate_at(&listener), refuses);
+        let told = matches!(fate, LinkDone::Undelivered { another_secret, .. } if another_secret == another);
+        assert!(told, "{status}");
+    }
 }
