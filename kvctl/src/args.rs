@@ -119,7 +119,7 @@ pub struct DataArgs {
 #[derive(Subcommand, Debug)]
 pub enum ClusterCommand {
     /// Bring the cluster up; where it runs already, repair what is missing and change nothing else
-    Up(UpArgs),
+    Up(UpCommand),
     /// Stop all nodes and delete the cluster's data
     Down {
         /// Don't ask
@@ -138,6 +138,23 @@ pub enum ClusterCommand {
         #[arg(long, short)]
         follow: bool,
     },
+}
+
+/// `kvctl cluster up`.
+#[derive(Args, Debug)]
+pub struct UpCommand {
+    #[command(flatten)]
+    pub up: UpArgs,
+    #[command(flatten)]
+    pub consent: Consent,
+}
+
+/// What is done only if somebody says so.
+#[derive(Args, Debug, Clone, Copy, Default)]
+pub struct Consent {
+    /// Start the nodes of a shard although the data of all of them is gone: it begins empty
+    #[arg(long)]
+    pub accept_data_loss: bool,
 }
 
 #[derive(Args, Debug, Clone, Default)]

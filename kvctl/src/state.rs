@@ -1,8 +1,9 @@
 //! What kvctl remembers of a cluster between two commands: one folder per cluster under the user's state folder.
 //!
-//! `cluster.json` says what the cluster is meant to be; `lock` keeps two commands from changing it at once; `sessions/` holds
+//! `cluster.json` says what the cluster is meant to be; `layout.json` which shards it was last seen to have; `lock` keeps two commands from changing it at once; `sessions/` holds
 //! causal contexts; `data/`, `logs/` and `pids/` belong to nodes that run as local processes.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -75,7 +76,7 @@ impl StateDir {
         Ok(path)
     }
 
-    fn record_path(&self) -> PathBuf {
+    pub fn record_path(&self) -> PathBuf {
         self.0.join("cluster.json")
     }
 
@@ -87,8 +88,25 @@ impl StateDir {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io(&path, &error)),
         };
-        let record = serde_json::from_str(&text);
-        record.map(Some).map_err(|error| Failure::environment(format!("{} can't be read: {error}", path.display())))
+        self.understand(&text).map(Some).map_err(|why| {
+            Failure::environment(format!(
+                "{0} can't be used: {why}; put a good copy of it in its place, or move it away (`mv {0} {0}.damaged`): then \
+                 `kvctl cluster up`, with the options that the cluster was made with, takes over what is there of it",
+                path.display()
+            ))
+        })
+    }
+
+    /// A record that can be gone by: it may have been copied from elsewhere, or changed by hand.
+    fn understand(&self, text: &str) -> std::result::Result<Record, String> {
+        let record: Record = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        record.spec.check().map_err(|failure| failure.message)?;
+        let own = self.0.file_name().and_then(|name| name.to_str());
+        if own == Some(&record.spec.name) {
+            Ok(record)
+        } else {
+            Err(format!("it is of cluster '{}'", record.spec.name))
+        }
     }
 
     pub fn save(&self, record: &Record) -> Result<()> {
@@ -97,17 +115,56 @@ impl StateDir {
         replace(&self.record_path(), text.as_bytes())
     }
 
+    /// Whether there is data here of nodes that ran as local processes.
+    pub fn has_data(&self) -> bool {
+        fs::read_dir(self.0.join("data")).is_ok_and(|mut entries| entries.next().is_some())
+    }
+
+    fn layout_path(&self) -> PathBuf {
+        self.0.join("layout.json")
+    }
+
+    /// Keeps which shards there are and where their members are, as nodes that serve told; nothing is no news.
+    pub fn keep_layout(&self, layout: &BTreeMap<String, Vec<String>>) -> Result<()> {
+        if layout.is_empty() {
+            return Ok(());
+        }
+        replace(&self.layout_path(), serde_json::to_string_pretty(layout).expect("a layout is plain data").as_bytes())
+    }
+
+    /// What was kept last; empty if the cluster was never seen to serve.
+    pub fn layout(&self) -> Result<BTreeMap<String, Vec<String>>> {
+        let path = self.layout_path();
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            Err(error) => return Err(io(&path, &error)),
+        };
+        serde_json::from_str(&text).map_err(|error| {
+            let text = format!(
+                "{} can't be used: {error}; it tells which shards the cluster had, to notice lost data: remove it if all \
+                 data is there, and give the command again",
+                path.display()
+            );
+            Failure::environment(text)
+        })
+    }
+
+    pub fn forget_layout(&self) -> Result<()> {
+        remove(&self.layout_path())
+    }
+
+    /// Forgets what the cluster is meant to be, and nothing else.
+    pub fn forget_record(&self) -> Result<()> {
+        remove(&self.record_path())
+    }
+
     /// Forgets the cluster, and with `data` everything its nodes kept. The caller holds the lock and gives it up with this.
     pub fn forget(&self, data: bool) -> Result<()> {
         // The record goes after what it tells of: a command that is cut short can be given again.
-        let all: &[&str] = &["sessions", "data", "logs", "pids", "cluster.json", "lock"];
+        let all: &[&str] = &["sessions", "data", "logs", "pids", "layout.json", "cluster.json", "lock"];
         for name in if data { all } else { &["pids"] } {
-            let path = self.0.join(name);
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            match removed {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(&path, &error)),
-                _ => {}
-            }
+            remove(&self.0.join(name))?;
         }
         if data {
             // It stays if another command has begun to use it meanwhile.
@@ -171,6 +228,15 @@ impl StateDir {
     }
 }
 
+/// Removes a file or a folder, if it is there.
+fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(io(path, &error)),
+        _ => Ok(()),
+    }
+}
+
 /// Who holds the lock.
 fn held(file: &mut File) -> Failure {
     let mut holder = String::new();
@@ -186,14 +252,15 @@ fn open(path: &Path) -> Result<File> {
     options.open(path).map_err(|error| io(path, &error))
 }
 
-/// Writes a file so that a reader sees the old or the new content, never a part.
+/// Writes a file so that a reader sees the old or the new content, never a part; also after a crash of the host.
 fn replace(path: &Path, content: &[u8]) -> Result<()> {
     // Appended, not put in place of an extension: `a.b` and `a.c` are two sessions.
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new);
-    let written = file.as_mut().map_err(|error| io(&new, error))?.write_all(content);
+    let file = file.as_mut().map_err(|error| io(&new, error))?;
+    let written = file.write_all(content).and_then(|()| file.sync_data());
     written.and_then(|()| fs::rename(&new, path)).map_err(|error| io(path, &error))
 }
 

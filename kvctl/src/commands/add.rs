@@ -33,6 +33,7 @@ pub async fn run(context: &Context, name: Option<&str>, limit: Duration) -> Resu
     let (before, runtime) = context.runtime().await?;
     let others = client_of(&before, &runtime, &Via::default()).await?;
     answers(&others).await?;
+    super::node::starts_beside(context, &before, &runtime).await?;
     let node = before.spec.next_node(name, &runtime.taken().await?)?;
     let mut record = before.clone();
     record.spec.added.push(node.clone());

@@ -1,26 +1,22 @@
 //! cluster up, down, status, logs.
 
-use std::time::{Duration, Instant};
-
 use futures_util::future::join_all;
 use kvnode::client::Client;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::Context;
-use crate::args::{ClusterCommand, Output, UpArgs};
-use crate::cluster::{NodeSpec, Spec};
+use crate::args::{ClusterCommand, Output};
+use crate::cluster::NodeSpec;
 use crate::error::{Code, Failure, Result};
-use crate::goal::Goal;
-use crate::interrupt::Interrupt;
-use crate::observe::{LOOK_TIMEOUT, Observer};
-use crate::render::{Progress, confirm, line, show, stream_out, table};
-use crate::runtime::{self, NodeState, Runtime};
+use crate::observe::LOOK_TIMEOUT;
+use crate::render::{confirm, line, say, show, stream_out, table};
+use crate::runtime::{NodeState, Runtime};
 use crate::state::{Record, RuntimeKind};
 
 pub async fn run(context: &Context, command: ClusterCommand) -> Result<()> {
     match command {
-        ClusterCommand::Up(args) => up(context, &args).await,
+        ClusterCommand::Up(args) => super::up::run(context, &args.up, args.consent).await,
         ClusterCommand::Down { yes, keep_data } => down(context, yes, keep_data).await,
         ClusterCommand::Status => status(context).await,
         ClusterCommand::Logs { node, follow } => logs(context, &node, follow).await,
@@ -50,78 +46,6 @@ async fn logged(runtime: &Runtime, node: &NodeSpec) -> Result<String> {
     let mut text = Vec::new();
     runtime.logs(node, false, &mut |part| text.extend_from_slice(part)).await?;
     Ok(String::from_utf8_lossy(&text).into_owned())
-}
-
-async fn up(context: &Context, args: &UpArgs) -> Result<()> {
-    let _lock = context.state.lock()?;
-    let interrupt = Interrupt::listen()?;
-    let known = context.state.load()?;
-    let made = bring_up(context, args, known.as_ref(), &interrupt).await;
-    if made.is_err() && known.is_none() {
-        context.state.forget(true)?;
-    }
-    let (record, runtime) = made?;
-    show_status(context, &record, &runtime).await
-}
-
-/// Brings up what the arguments say, or leaves nothing that it made.
-pub async fn bring_up(
-    context: &Context,
-    args: &UpArgs,
-    known: Option<&Record>,
-    interrupt: &Interrupt,
-) -> Result<(Record, Runtime)> {
-    let spec = Spec::resolve(&context.name, args, known.map(|record| &record.spec))?;
-    let kind = runtime::choose(args.runtime, known.map(|record| record.runtime)).await?;
-    let secret = match known {
-        Some(record) => record.secret.clone(),
-        None => runtime::secret_left(kind, &spec.name).await?.map_or_else(new_secret, Ok)?,
-    };
-    let record = Record { runtime: kind, spec, secret };
-    let runtime = Runtime::open(&record, &context.state).await?;
-    context.state.save(&record)?;
-    let progress = Progress::new();
-    progress.expect(record.spec.members().len());
-    let done = match runtime.up(args.kvnode.as_deref(), interrupt, &progress).await {
-        Ok(()) => interrupt.or(wait_ready(&record, &runtime, Duration::from_secs(args.wait), &progress)).await,
-        Err(failure) => Err(failure),
-    };
-    if let Err(failure) = done {
-        progress.step("taking back what was made");
-        runtime.undo().await;
-        return Err(failure);
-    }
-    runtime.settle().await;
-    Ok((record, runtime))
-}
-
-fn new_secret() -> Result<String> {
-    let mut bytes = [0; 24];
-    getrandom::fill(&mut bytes).map_err(|error| Failure::environment(error.to_string()))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// Waits until every node that has something to serve serves.
-async fn wait_ready(record: &Record, runtime: &Runtime, limit: Duration, progress: &Progress) -> Result<()> {
-    let deadline = Instant::now() + limit;
-    let mut observer = Observer::new(record, runtime);
-    let mut waiting = record.spec.members().len();
-    loop {
-        let still = Goal::Ready.unmet(&observer.look().await);
-        progress.did(waiting.saturating_sub(still.len()));
-        waiting = waiting.min(still.len());
-        if still.is_empty() {
-            return Ok(());
-        }
-        for node in record.spec.members().iter().filter(|node| still.iter().any(|unmet| unmet.who == node.name)) {
-            check_alive(runtime, node).await?;
-        }
-        if Instant::now() > deadline {
-            return Err(super::wait::timed_out("not all nodes are ready", limit, &still));
-        }
-        progress.step(&super::wait::waiting_text(Goal::Ready, &still));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 /// A node that has ended will not become ready: its last words say why.
@@ -178,10 +102,13 @@ struct ClusterStatus {
 
 async fn status(context: &Context) -> Result<()> {
     let (record, runtime) = context.runtime().await?;
+    if let Err(failure) = runtime.agrees().await {
+        say(&format!("warning: {failure}, which is not what {} says", context.state.record_path().display()));
+    }
     show_status(context, &record, &runtime).await
 }
 
-async fn show_status(context: &Context, record: &Record, runtime: &Runtime) -> Result<()> {
+pub async fn show_status(context: &Context, record: &Record, runtime: &Runtime) -> Result<()> {
     let specs = record.spec.node_specs();
     let nodes = join_all(specs.iter().map(|node| node_status(runtime, node))).await;
     let nodes = nodes.into_iter().collect::<Result<Vec<NodeStatus>>>()?;

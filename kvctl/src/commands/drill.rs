@@ -10,8 +10,8 @@ use futures_util::future::{join, join_all};
 use kvnode::client::Client;
 
 use super::Context;
-use super::cluster::bring_up;
-use crate::args::{DrillArgs, UpArgs};
+use super::up::bring_up;
+use crate::args::{Consent, DrillArgs, UpArgs};
 use crate::cluster::{DEFAULT_NAME, NodeSpec};
 use crate::drill::fault::{KINDS, Kind, Kinds};
 use crate::drill::history::{End, FORMAT, Final, Head, History, Recorder};
@@ -51,7 +51,7 @@ async fn fresh(context: &Context, args: &DrillArgs) -> Result<()> {
     let name = if context.name == DEFAULT_NAME { FRESH_NAME } else { &context.name };
     let context = Context { name: name.to_owned(), output: context.output, state: StateDir::of(name)? };
     let interrupt = Interrupt::listen()?;
-    let made = {
+    let (_, runtime) = {
         let _lock = context.state.lock()?;
         if context.state.load()?.is_some() {
             let text = format!(
@@ -60,13 +60,8 @@ async fn fresh(context: &Context, args: &DrillArgs) -> Result<()> {
             return Err(Failure::new(Code::Conflict, text));
         }
         let up = UpArgs { drill: true, ..args.up.clone() };
-        let made = bring_up(&context, &up, None, &interrupt).await;
-        if made.is_err() {
-            context.state.forget(true)?;
-        }
-        made
+        bring_up(&context, &up, Consent::default(), &interrupt).await?
     };
-    let (_, runtime) = made?;
     let done = drill(&context, args, false).await;
     // What failed may show there why, unless it is the user who broke it off or asked for what there is not.
     if done.as_ref().is_err_and(|failure| failure.code != Code::Usage) && interrupt.check().is_ok() {

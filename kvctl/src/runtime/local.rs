@@ -1,8 +1,9 @@
 //! Nodes as processes of this host, each on a loopback address of its own.
 //!
-//! A process is known by its number and its start time, so that a number that was used again is never taken for a node.
+//! Their numbers are noted in files. Where such a file is lost, a node is known by the data directory that it has.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::net::SocketAddr;
@@ -15,7 +16,9 @@ use futures_util::future::join_all;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{NodeAction, NodeState, local_ip, ports};
+use super::processes::{self, Process};
+use super::trace::Trace;
+use super::{Gone, NodeAction, NodeState, local_ip, ports};
 use crate::cluster::{NODE_PORT, NodeSpec};
 use crate::error::{Code, Failure, Result};
 use crate::plan::{Act, Found, Place, plan};
@@ -38,19 +41,67 @@ fn fail(what: &Path, error: &std::io::Error) -> Failure {
     Failure::environment(format!("{}: {error}", what.display()))
 }
 
-/// When a process started, in clock ticks since boot, and its state letter.
-fn process(pid: i32) -> Option<(String, char)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything; the fields after it don't.
-    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
-    Some((fields.get(19)?.to_string(), fields.first()?.chars().next()?))
+/// The nodes that run, whatever is remembered of their cluster.
+pub fn traces(state: &StateDir) -> Vec<Trace> {
+    let trace = |(node, process): (String, Process)| Trace {
+        node,
+        handle: process.pid.to_string(),
+        variables: process.variables,
+    };
+    running(state).into_iter().map(trace).collect()
+}
+
+/// The processes of all nodes that run, by the nodes' names: those that are noted, and those that have their data here.
+fn running(state: &StateDir) -> BTreeMap<String, Process> {
+    let mut all = processes::with_data_in(&state.path().join("data"));
+    let noted = fs::read_dir(state.path().join("pids")).into_iter().flatten();
+    let noted = noted.filter_map(|entry| {
+        let entry = entry.ok()?;
+        Some((entry.file_name().into_string().ok()?, noted_in(&entry.path())?))
+    });
+    all.extend(noted);
+    all
+}
+
+/// The process that a file names, if it still lives.
+fn noted_in(path: &Path) -> Option<Process> {
+    let text = fs::read_to_string(path).ok()?;
+    let (pid, started) = text.trim().split_once(' ')?;
+    Process::living(pid.parse().ok()?, started)
 }
 
 /// An error that names who holds the address which a node is to have.
 fn check_address(node: &NodeSpec) -> Result<()> {
     let address = SocketAddr::from((local_ip(node), NODE_PORT));
     let Some(holder) = ports::holder(address) else { return Ok(()) };
-    Err(Failure::environment(format!("{address}, which {} needs, is held by {holder}", node.name)))
+    let process = ports::listener(address).and_then(|pid| Process::look(i32::try_from(pid).ok()?));
+    let whose =
+        process.and_then(|process| Some(format!("; it is a node with its data in {}", process.data()?.display())));
+    let text = format!(
+        "{address}, which {} needs, is held by {holder}{}; end that, or choose other addresses with --subnet",
+        node.name,
+        whose.unwrap_or_default()
+    );
+    Err(Failure::environment(text))
+}
+
+/// Sends a signal; that the process has just ended by itself is no failure.
+fn signal(node: &str, pid: Pid, signal: Signal) -> Result<()> {
+    match kill_process(pid, signal) {
+        Err(error) if error != Errno::SRCH => Err(Failure::environment(format!("{node}: {error}"))),
+        _ => Ok(()),
+    }
+}
+
+async fn until(node: &str, what: &str, holds: impl Fn() -> bool) -> Result<()> {
+    let deadline = Instant::now() + STOP_MAX;
+    while !holds() {
+        if Instant::now() > deadline {
+            return Err(Failure::new(Code::TimedOut, format!("{node} was not {what} within {STOP_MAX:?}")));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
 }
 
 impl Cluster {
@@ -75,25 +126,40 @@ impl Cluster {
         self.state.path().join("pids").join(".kvnode")
     }
 
-    fn pid(&self, node: &NodeSpec) -> Option<(Pid, char)> {
-        let text = fs::read_to_string(self.pid_path(node)).ok()?;
-        let (pid, start) = text.trim().split_once(' ')?;
-        let pid = pid.parse().ok()?;
-        let (started, letter) = process(pid)?;
-        if started == start && letter != 'Z' { Some((Pid::from_raw(pid)?, letter)) } else { None }
+    fn find(&self, node: &NodeSpec) -> Option<Process> {
+        let by_data = || processes::with_data_in(&self.state.path().join("data")).remove(&node.name);
+        noted_in(&self.pid_path(node)).or_else(by_data)
+    }
+
+    fn pid(&self, node: &NodeSpec) -> Option<Pid> {
+        self.find(node).and_then(|process| Pid::from_raw(process.pid))
     }
 
     pub fn process(&self, node: &NodeSpec) -> Option<u32> {
-        self.pid(node).map(|(pid, _)| pid.as_raw_nonzero().get().unsigned_abs())
+        self.find(node).and_then(|process| u32::try_from(process.pid).ok())
+    }
+
+    /// What the record says, and the nodes that run.
+    pub fn traces(&self) -> (&Record, Vec<Trace>) {
+        (&self.record, traces(&self.state))
     }
 
     pub fn state(&self, node: &NodeSpec) -> NodeState {
-        match self.pid(node) {
-            Some((_, 'T' | 't')) => NodeState::Paused,
+        match self.find(node).map(|process| process.letter) {
+            Some('T' | 't') => NodeState::Paused,
             Some(_) => NodeState::Running,
             None if self.data_path(node).exists() => NodeState::Stopped,
             None => NodeState::Missing,
         }
+    }
+
+    pub fn gone(&self) -> Vec<Gone> {
+        let is_gone = |node: &NodeSpec| {
+            let has_data = fs::read_dir(self.data_path(node)).is_ok_and(|mut entries| entries.next().is_some());
+            !has_data && self.find(node).is_none()
+        };
+        let nodes = self.record.spec.members().into_iter().filter(is_gone);
+        nodes.map(|node| Gone { place: self.data_path(&node).display().to_string(), node }).collect()
     }
 
     pub fn up(&self, kvnode: &Path, progress: &Progress) -> Result<()> {
@@ -112,7 +178,7 @@ impl Cluster {
         for (node, act) in steps {
             progress.step(&format!("{} {}", act.doing(), node.name));
             match self.pid(&node) {
-                Some((pid, _)) => self.signal(&node, pid, Signal::CONT)?,
+                Some(pid) => signal(&node.name, pid, Signal::CONT)?,
                 None => {
                     let is_new = self.state(&node) == NodeState::Missing;
                     self.start(&node)?;
@@ -171,8 +237,8 @@ impl Cluster {
             .spawn()
             .map_err(|error| fail(Path::new(&binary), &error))?;
         let pid = child.id() as i32;
-        let (started, _) = process(pid).ok_or_else(|| Failure::environment(format!("{} died at once", node.name)))?;
-        fs::write(self.pid_path(node), format!("{pid} {started}")).map_err(|error| {
+        let process = Process::look(pid).ok_or_else(|| Failure::environment(format!("{} died at once", node.name)))?;
+        fs::write(self.pid_path(node), format!("{pid} {}", process.started)).map_err(|error| {
             // A process that nobody knows of must not stay.
             let _ = child.kill();
             fail(&self.pid_path(node), &error)
@@ -182,9 +248,9 @@ impl Cluster {
     pub async fn undo(&self) {
         let started: Vec<NodeSpec> = self.started.borrow_mut().drain(..).collect();
         for node in &started {
-            if let Some((pid, _)) = self.pid(node) {
+            if let Some(pid) = self.pid(node) {
                 // It may have ended by itself.
-                let _ = self.signal(node, pid, Signal::KILL);
+                let _ = signal(&node.name, pid, Signal::KILL);
             }
         }
         for node in &started {
@@ -198,42 +264,36 @@ impl Cluster {
         }
     }
 
-    /// Ends all nodes. Those whose data stays are asked to leave first, so that nothing is in one copy only.
+    /// Ends all nodes, also those that the record does not know. Those whose data stays are asked to leave first, so that
+    /// nothing is in one copy only.
     pub async fn down(&self, data: bool) -> Result<()> {
-        let nodes = self.record.spec.node_specs();
-        let running = || nodes.iter().filter_map(|node| Some((node, self.pid(node)?.0)));
+        let all = running(&self.state);
+        let signal_all = |what: Signal| {
+            let pid = |process: &Process| Pid::from_raw(process.pid).filter(|_| process.lives());
+            all.iter()
+                .filter_map(|(name, process)| Some((name, pid(process)?)))
+                .try_for_each(|(name, pid)| signal(name, pid, what))
+        };
         if !data {
-            for (node, pid) in running() {
-                self.signal(node, pid, Signal::CONT)?;
-                self.signal(node, pid, Signal::TERM)?;
-            }
+            signal_all(Signal::CONT)?;
+            signal_all(Signal::TERM)?;
             // One that does not leave in time is ended below.
-            let _ = join_all(nodes.iter().map(|node| self.ends(node))).await;
+            let _ = join_all(all.iter().map(|(name, process)| until(name, "gone", || !process.lives()))).await;
         }
-        for (node, pid) in running() {
-            self.signal(node, pid, Signal::KILL)?;
-        }
-        for node in &nodes {
-            self.ends(node).await?;
+        signal_all(Signal::KILL)?;
+        for (name, process) in &all {
+            until(name, "gone", || !process.lives()).await?;
         }
         Ok(())
     }
 
     /// Waits until a node's process is gone, and its files and its address with it.
     async fn ends(&self, node: &NodeSpec) -> Result<()> {
-        self.until(node, "gone", || self.pid(node).is_none()).await
-    }
-
-    /// Sends a signal; that the process has just ended by itself is no failure.
-    fn signal(&self, node: &NodeSpec, pid: Pid, signal: Signal) -> Result<()> {
-        match kill_process(pid, signal) {
-            Err(error) if error != Errno::SRCH => Err(Failure::environment(format!("{}: {error}", node.name))),
-            _ => Ok(()),
-        }
+        until(&node.name, "gone", || self.find(node).is_none()).await
     }
 
     pub async fn act(&self, node: &NodeSpec, action: NodeAction) -> Result<()> {
-        let running = self.pid(node).map(|(pid, _)| pid);
+        let running = self.pid(node);
         let stopped = || Failure::new(Code::Conflict, format!("{} does not run", node.name));
         match action {
             NodeAction::Start if running.is_some() => Ok(()),
@@ -244,11 +304,11 @@ impl Cluster {
             },
             NodeAction::Kill => self.end(node, running.ok_or_else(stopped)?).await,
             NodeAction::Pause => {
-                self.signal(node, running.ok_or_else(stopped)?, Signal::STOP)?;
+                signal(&node.name, running.ok_or_else(stopped)?, Signal::STOP)?;
                 self.becomes(node, NodeState::Paused).await
             }
             NodeAction::Unpause => {
-                self.signal(node, running.ok_or_else(stopped)?, Signal::CONT)?;
+                signal(&node.name, running.ok_or_else(stopped)?, Signal::CONT)?;
                 self.becomes(node, NodeState::Running).await
             }
         }
@@ -256,8 +316,8 @@ impl Cluster {
 
     /// Kills a node that runs, and takes its data away. It is not started again.
     pub async fn wipe(&self, node: &NodeSpec) -> Result<()> {
-        if let Some((pid, _)) = self.pid(node) {
-            self.signal(node, pid, Signal::KILL)?;
+        if let Some(pid) = self.pid(node) {
+            signal(&node.name, pid, Signal::KILL)?;
             self.ends(node).await?;
         }
         let path = self.data_path(node);
@@ -268,30 +328,19 @@ impl Cluster {
     }
 
     async fn stop(&self, node: &NodeSpec, pid: Pid) -> Result<()> {
-        self.signal(node, pid, Signal::CONT)?;
-        self.signal(node, pid, Signal::TERM)?;
+        signal(&node.name, pid, Signal::CONT)?;
+        signal(&node.name, pid, Signal::TERM)?;
         self.becomes(node, NodeState::Stopped).await
     }
 
     async fn end(&self, node: &NodeSpec, pid: Pid) -> Result<()> {
-        self.signal(node, pid, Signal::KILL)?;
+        signal(&node.name, pid, Signal::KILL)?;
         self.becomes(node, NodeState::Stopped).await
     }
 
     /// Waits until a signal has had its effect.
     async fn becomes(&self, node: &NodeSpec, state: NodeState) -> Result<()> {
-        self.until(node, state.name(), || self.state(node) == state).await
-    }
-
-    async fn until(&self, node: &NodeSpec, what: &str, holds: impl Fn() -> bool) -> Result<()> {
-        let deadline = Instant::now() + STOP_MAX;
-        while !holds() {
-            if Instant::now() > deadline {
-                return Err(Failure::new(Code::TimedOut, format!("{} was not {what} within {STOP_MAX:?}", node.name)));
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        Ok(())
+        until(&node.name, state.name(), || self.state(node) == state).await
     }
 
     pub async fn logs(&self, node: &NodeSpec, follow: bool, out: &mut dyn FnMut(&[u8])) -> Result<()> {

@@ -10,12 +10,15 @@ use crate::error::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::render::{Progress, say};
 use crate::state::{Record, RuntimeKind, StateDir};
+use trace::Trace;
 
 pub mod docker;
 pub mod engine;
 pub mod image;
 pub mod local;
 pub mod ports;
+pub mod processes;
+pub mod trace;
 
 /// What a node's process or container does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -36,6 +39,13 @@ impl NodeState {
             Self::Paused => "paused",
         }
     }
+}
+
+/// A node that does not run and has no data.
+pub struct Gone {
+    pub node: NodeSpec,
+    /// Where its data would be.
+    pub place: String,
 }
 
 /// What can be done to a single node.
@@ -74,11 +84,20 @@ pub async fn choose(wanted: Option<RuntimeArg>, known: Option<RuntimeKind>) -> R
     }
 }
 
-/// The secret of nodes of this cluster that are there although no cluster is remembered.
-pub async fn secret_left(kind: RuntimeKind, cluster: &str) -> Result<Option<String>> {
+/// The nodes of a cluster that are there, whatever this kvctl remembers of it: containers, or processes that have their data
+/// in its folder.
+pub async fn traces(kind: RuntimeKind, cluster: &str, state: &StateDir) -> Result<Vec<Trace>> {
     match kind {
-        RuntimeKind::Docker => docker::secret_of(&engine::connect().await?, cluster).await,
-        RuntimeKind::Local => Ok(None),
+        RuntimeKind::Docker => docker::traces(&engine::connect().await?, cluster).await,
+        RuntimeKind::Local => Ok(local::traces(state)),
+    }
+}
+
+/// A node's own address.
+pub fn ip(kind: RuntimeKind, node: &NodeSpec) -> Ipv4Addr {
+    match kind {
+        RuntimeKind::Docker => node.ip,
+        RuntimeKind::Local => local_ip(node),
     }
 }
 
@@ -133,6 +152,26 @@ impl Runtime {
         match self {
             Self::Docker(cluster) => cluster.undo().await,
             Self::Local(cluster) => cluster.undo().await,
+        }
+    }
+
+    /// Whether the nodes that are there are what the record says.
+    ///
+    /// # Errors
+    /// Conflict: what differs.
+    pub async fn agrees(&self) -> Result<()> {
+        let (record, traces) = match self {
+            Self::Docker(cluster) => cluster.traces().await?,
+            Self::Local(cluster) => cluster.traces(),
+        };
+        trace::agree(&record.spec, Some(&record.secret), record.runtime, &traces).map(|_| ())
+    }
+
+    /// The nodes that are meant to run, don't, and have no data: new, or robbed.
+    pub async fn gone(&self) -> Result<Vec<Gone>> {
+        match self {
+            Self::Docker(cluster) => cluster.gone().await,
+            Self::Local(cluster) => Ok(cluster.gone()),
         }
     }
 
@@ -191,10 +230,11 @@ impl Runtime {
 
     /// A node's SOCKET_ADDRESS.
     pub fn address(&self, node: &NodeSpec) -> String {
-        match self {
-            Self::Docker(_) => format!("{}:{NODE_PORT}", node.ip),
-            Self::Local(_) => format!("{}:{NODE_PORT}", local_ip(node)),
-        }
+        let kind = match self {
+            Self::Docker(_) => RuntimeKind::Docker,
+            Self::Local(_) => RuntimeKind::Local,
+        };
+        format!("{}:{NODE_PORT}", ip(kind, node))
     }
 }
 

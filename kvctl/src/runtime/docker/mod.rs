@@ -13,7 +13,8 @@ use bollard::query_parameters::{
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 
-use super::{NodeAction, NodeState, image};
+use super::trace::{self, Trace};
+use super::{Gone, NodeAction, NodeState, image};
 use crate::cluster::{NodeSpec, Spec};
 use crate::error::{Code, Failure, Result};
 use crate::interrupt::Interrupt;
@@ -59,12 +60,17 @@ async fn labelled(docker: &Docker, cluster: &str) -> Result<Vec<String>> {
     Ok(docker.list_containers(Some(options)).await?.into_iter().filter_map(|container| container.id).collect())
 }
 
-/// The secret of containers of this cluster that are there although this kvctl remembers no such cluster: they were made
-/// with another state folder, and those that join them must prove the same secret.
-pub async fn secret_of(docker: &Docker, cluster: &str) -> Result<Option<String>> {
-    let Some(first) = labelled(docker, cluster).await?.into_iter().next() else { return Ok(None) };
-    let container = present(docker.inspect_container(&first, None).await)?;
-    Ok(container.and_then(|container| container::variable(&container, "CLUSTER_SECRET")))
+/// The containers of a cluster, whoever made them.
+pub async fn traces(docker: &Docker, cluster: &str) -> Result<Vec<Trace>> {
+    let mut traces = Vec::new();
+    for id in labelled(docker, cluster).await? {
+        // One may go while this looks.
+        if let Some(container) = present(docker.inspect_container(&id, None).await)? {
+            traces.push(container::trace(container));
+        }
+    }
+    traces.sort_by(|a, b| a.node.cmp(&b.node));
+    Ok(traces)
 }
 
 impl Cluster {
@@ -78,6 +84,11 @@ impl Cluster {
 
     fn labels(&self) -> HashMap<String, String> {
         [(LABEL.to_owned(), self.spec().name.clone())].into()
+    }
+
+    /// What the record says, and the containers that are there.
+    pub async fn traces(&self) -> Result<(&Record, Vec<Trace>)> {
+        Ok((&self.record, traces(&self.docker, &self.spec().name).await?))
     }
 
     fn is_own(&self, labels: Option<&HashMap<String, String>>) -> bool {
@@ -197,6 +208,7 @@ impl Cluster {
 
     /// Removes the cluster. Nodes whose data stays are asked to leave first, so that nothing is in one copy only.
     pub async fn down(&self, data: bool) -> Result<()> {
+        self.check_own(&self.traces().await?.1)?;
         let containers = labelled(&self.docker, &self.spec().name).await?;
         if !data {
             let stop = StopContainerOptionsBuilder::default().t(STOP_SECONDS).build();
@@ -215,6 +227,35 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    pub async fn gone(&self) -> Result<Vec<Gone>> {
+        let mut gone = Vec::new();
+        for node in self.spec().members() {
+            let volume = self.spec().volume(&node);
+            let runs = matches!(self.state(&node).await?, NodeState::Running | NodeState::Paused);
+            if !runs && present(self.docker.inspect_volume(&volume).await)?.is_none() {
+                gone.push(Gone { place: format!("volume '{volume}'"), node });
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Another's cluster of this name is not taken down: all that its containers share with ours is the label.
+    fn check_own(&self, traces: &[Trace]) -> Result<()> {
+        let is_other = |one: &&Trace| one.variables.get("CLUSTER_SECRET") != Some(&self.record.secret);
+        let others: Vec<Trace> = traces.iter().filter(is_other).cloned().collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        let kind = self.record.runtime;
+        let text = format!(
+            "nothing was changed: {} carry this cluster's name, but were not started by this kvctl; if nobody needs \
+             them, {} removes them",
+            trace::shown(&others, kind),
+            trace::end_them(&others, kind)
+        );
+        Err(Failure::new(Code::Conflict, text))
     }
 
     /// The cluster's volumes, also of nodes that this kvctl does not remember.
