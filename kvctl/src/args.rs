@@ -152,6 +152,12 @@ pub struct UpCommand {
 /// What is done only if somebody says so.
 #[derive(Args, Debug, Clone, Copy, Default)]
 pub struct Consent {
+    /// Go on with data that is left of a cluster which kvctl does not remember
+    #[arg(long)]
+    pub adopt: bool,
+    /// Delete data that is left of a cluster which kvctl does not remember
+    #[arg(long, conflicts_with = "adopt")]
+    pub wipe: bool,
     /// Start the nodes of a shard although the data of all of them is gone: it begins empty
     #[arg(long)]
     pub accept_data_loss: bool,

@@ -115,6 +115,11 @@ impl StateDir {
         replace(&self.record_path(), text.as_bytes())
     }
 
+    /// Whether there is a record, readable or not.
+    pub fn has_record(&self) -> bool {
+        self.record_path().exists()
+    }
+
     /// Whether there is data here of nodes that ran as local processes.
     pub fn has_data(&self) -> bool {
         fs::read_dir(self.0.join("data")).is_ok_and(|mut entries| entries.next().is_some())
@@ -148,6 +153,12 @@ impl StateDir {
             );
             Failure::environment(text)
         })
+    }
+
+    /// Forgets what was seen of an earlier cluster of this name: the one that is made now has seen none of it.
+    pub fn forget_seen(&self) -> Result<()> {
+        self.forget_layout()?;
+        remove(&self.0.join("sessions"))
     }
 
     pub fn forget_layout(&self) -> Result<()> {

@@ -204,3 +204,49 @@ fn an_up_that_was_cut_short_is_given_again() {
     }
     cluster.up();
 }
+
+#[test]
+fn data_that_is_left_of_a_forgotten_cluster_is_not_used_unasked() {
+    let cluster = cluster("left", 76);
+    cluster.up();
+    cluster.ok(&["put", "x", "1"]);
+    let forget = || {
+        cluster.ok(&["cluster", "down", "--keep-data"]);
+        fs::remove_file(cluster.state().join("cluster.json")).expect("removed");
+    };
+    forget();
+    let data = cluster.state().join("data").display().to_string();
+    for command in [&["cluster", "up"][..], &["cluster", "status"], &["cluster", "down", "--yes"]] {
+        let said = cluster.run(command);
+        assert!(said.code == 5 || said.code == 10, "{command:?}: {said:?}");
+        for word in [data.as_str(), "alice", "frank", " ago", "--adopt", "--wipe", &cluster.name] {
+            assert!(said.err.contains(word), "{command:?}, {word}: {said:?}");
+        }
+    }
+    // Whatever else fails: it is not taken away, nor by another runtime.
+    let said = cluster.run(&["cluster", "up", "--runtime", "docker"]);
+    assert!(said.code == 5 && said.err.contains("other runtime"), "{said:?}");
+    let mut command = cluster.up_command();
+    command.args(["--adopt", "--wait", "1"]).env("KVNODE", cluster.stand_in("exec /bin/sleep 100"));
+    let said: support::Said = command.output().expect("it starts").into();
+    assert_eq!(said.code, 6, "{said:?}");
+    assert!(cluster.run(&["cluster", "status"]).err.contains("--adopt"), "what it started is ended");
+    assert!(!cluster.state().join("cluster.json").exists() && cluster.state().join("data/alice").exists());
+
+    let up = |flag: &str| support::Said::from(cluster.up_command().arg(flag).output().expect("it starts"));
+    let said = up("--adopt");
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(cluster.ok(&["get", "x", "--no-session"]), "1\n");
+    for flag in ["--adopt", "--wipe"] {
+        let said = up(flag);
+        assert!(said.code == 5 && said.err.contains("kvctl cluster down"), "{flag}: {said:?}");
+    }
+    forget();
+    let said = up("--wipe");
+    assert!(said.code == 0 && said.err.contains("deleting"), "{said:?}");
+    assert_eq!(cluster.run(&["get", "x", "--no-session"]).code, 3);
+
+    fs::remove_file(cluster.state().join("cluster.json")).expect("removed");
+    let said = up("--wipe");
+    assert!(said.code == 5 && said.err.contains("alice (process"), "its nodes run: {said:?}");
+}

@@ -61,7 +61,7 @@ pub async fn check_alive(runtime: &Runtime, node: &NodeSpec) -> Result<()> {
 }
 
 async fn down(context: &Context, yes: bool, keep_data: bool) -> Result<()> {
-    context.record()?;
+    remembered(context).await?;
     let _lock = context.state.lock()?;
     let (record, runtime) = context.runtime().await?;
     if !yes && !keep_data {
@@ -100,7 +100,18 @@ struct ClusterStatus {
     nodes: Vec<NodeStatus>,
 }
 
+/// There is such a cluster; else what is left of any is named.
+async fn remembered(context: &Context) -> Result<()> {
+    match context.record() {
+        Err(failure) if failure.code == Code::Environment && !context.state.has_record() => {
+            Err(super::leftover::named(context, failure).await)
+        }
+        known => known.map(|_| ()),
+    }
+}
+
 async fn status(context: &Context) -> Result<()> {
+    remembered(context).await?;
     let (record, runtime) = context.runtime().await?;
     if let Err(failure) = runtime.agrees().await {
         say(&format!("warning: {failure}, which is not what {} says", context.state.record_path().display()));

@@ -14,6 +14,7 @@ mod bench;
 mod cluster;
 mod data;
 mod drill;
+mod leftover;
 mod look;
 mod loss;
 mod node;

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::Context;
 use super::cluster::{check_alive, show_status};
 use super::wait::{timed_out, waiting_text};
-use crate::args::{Consent, UpArgs};
+use super::{Context, leftover};
+use crate::args::{Consent, RuntimeArg, UpArgs};
 use crate::cluster::Spec;
-use crate::error::{Failure, Result};
+use crate::error::{Code, Failure, Result};
 use crate::goal::Goal;
 use crate::interrupt::Interrupt;
 use crate::observe::{Observer, Seen};
@@ -32,8 +32,8 @@ pub async fn bring_up(
 ) -> Result<(Record, Runtime)> {
     let known = context.state.load()?;
     let was_empty = !context.state.has_data();
-    let made = match record_for(context, args, known.as_ref()).await {
-        Ok(record) => carry_out(context, args, consent, record, interrupt).await,
+    let made = match record_for(context, args, consent, known.as_ref()).await {
+        Ok(record) => carry_out(context, args, consent, record, known.is_some(), interrupt).await,
         Err(failure) => Err(failure),
     };
     if made.is_err() && known.is_none() {
@@ -45,22 +45,50 @@ pub async fn bring_up(
 
 /// What the cluster is meant to be. Nodes that are there have the last word: where they and the arguments or the record
 /// disagree, nothing is changed.
-async fn record_for(context: &Context, args: &UpArgs, known: Option<&Record>) -> Result<Record> {
+async fn record_for(context: &Context, args: &UpArgs, consent: Consent, known: Option<&Record>) -> Result<Record> {
+    if known.is_some() {
+        leftover::check_unneeded(context, consent)?;
+    }
     let spec = Spec::resolve(&context.name, args, known.map(|record| &record.spec))?;
-    let runs_here =
-        known.is_none() && !runtime::traces(RuntimeKind::Local, &context.name, &context.state).await?.is_empty();
-    let known_kind = known.map(|record| record.runtime).or(runs_here.then_some(RuntimeKind::Local));
-    let runtime = runtime::choose(args.runtime, known_kind).await?;
+    let runtime = kind_for(context, args, known).await?;
     let traces = runtime::traces(runtime, &context.name, &context.state).await?;
     let agreed = trace::agree(&spec, known.map(|record| record.secret.as_str()), runtime, &traces);
     let Agreed { spec, secret, taken_over } =
         agreed.map_err(|failure| disagreement(context, known.is_some(), runtime, &traces, &failure))?;
-    if known.is_none() && !traces.is_empty() {
+    if known.is_none() && traces.is_empty() {
+        leftover::settle(context, &spec, runtime, consent).await?;
+    } else if known.is_none() && consent.wipe {
+        let text = format!(
+            "nodes of cluster '{}' are there: {}; --wipe is for data that nobody uses. `kvctl cluster up` takes them over, and \
+             `kvctl cluster down` then deletes them",
+            context.name,
+            trace::shown(&traces, runtime)
+        );
+        return Err(Failure::new(Code::Conflict, text));
+    } else if known.is_none() {
         say(&format!("taking over what is there of cluster '{}': {}", context.name, trace::shown(&traces, runtime)));
     } else if !taken_over.is_empty() {
         say(&format!("taking over what runs and was not remembered: {}", taken_over.join(", ")));
     }
     Ok(Record { runtime, spec, secret: secret.map_or_else(new_secret, Ok)? })
+}
+
+/// Where the cluster runs: where it was made, or where processes or data of it are.
+async fn kind_for(context: &Context, args: &UpArgs, known: Option<&Record>) -> Result<RuntimeKind> {
+    if let Some(record) = known {
+        return runtime::choose(args.runtime, Some(record.runtime)).await;
+    }
+    let is_here = context.state.has_data() || !runtime::local::traces(&context.state).is_empty();
+    if is_here && args.runtime == Some(RuntimeArg::Docker) {
+        let text = format!(
+            "processes or data of a cluster '{0}' on the other runtime are in {1}; `kvctl cluster up --runtime local` tells \
+             more, or use --name",
+            context.name,
+            context.state.path().display()
+        );
+        return Err(Failure::new(Code::Conflict, text));
+    }
+    runtime::choose(args.runtime, is_here.then_some(RuntimeKind::Local)).await
 }
 
 /// Says what is the matter, and the ways out.
@@ -91,6 +119,7 @@ async fn carry_out(
     args: &UpArgs,
     consent: Consent,
     record: Record,
+    is_known: bool,
     interrupt: &Interrupt,
 ) -> Result<(Record, Runtime)> {
     let runtime = Runtime::open(&record, &context.state).await?;
@@ -98,7 +127,7 @@ async fn carry_out(
     context.state.save(&record)?;
     let progress = Progress::new();
     progress.expect(record.spec.members().len());
-    let done = match runtime.up(args.kvnode.as_deref(), interrupt, &progress).await {
+    let done = match runtime.up(args.kvnode.as_deref(), is_known, interrupt, &progress).await {
         Ok(()) => interrupt.or(wait_ready(&record, &runtime, Duration::from_secs(args.wait), &progress)).await,
         Err(failure) => Err(failure),
     };

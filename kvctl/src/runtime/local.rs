@@ -162,7 +162,7 @@ impl Cluster {
         nodes.map(|node| Gone { place: self.data_path(&node).display().to_string(), node }).collect()
     }
 
-    pub fn up(&self, kvnode: &Path, progress: &Progress) -> Result<()> {
+    pub fn up(&self, kvnode: &Path, stays: bool, progress: &Progress) -> Result<()> {
         let found = |node: NodeSpec| {
             let found = Found { state: self.state(&node), place: Place::Right };
             (node, found)
@@ -183,7 +183,7 @@ impl Cluster {
                     let is_new = self.state(&node) == NodeState::Missing;
                     self.start(&node)?;
                     // One that was there before and is well again stays, whatever becomes of the others.
-                    if is_new {
+                    if is_new || !stays {
                         self.started.borrow_mut().push(node);
                     }
                 }

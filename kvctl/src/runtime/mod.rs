@@ -15,6 +15,7 @@ use trace::Trace;
 pub mod docker;
 pub mod engine;
 pub mod image;
+pub mod left;
 pub mod local;
 pub mod ports;
 pub mod processes;
@@ -109,8 +110,15 @@ impl Runtime {
         }
     }
 
-    /// Makes everything that is missing. After a failure nothing is left that this call made.
-    pub async fn up(&self, kvnode: Option<&Path>, interrupt: &Interrupt, progress: &Progress) -> Result<()> {
+    /// Makes everything that is missing. After a failure nothing is left that this call made; `stays`: but nodes that were
+    /// there before, and that it started again.
+    pub async fn up(
+        &self,
+        kvnode: Option<&Path>,
+        stays: bool,
+        interrupt: &Interrupt,
+        progress: &Progress,
+    ) -> Result<()> {
         let kvnode = find_kvnode(kvnode)?;
         match self {
             Self::Docker(cluster) => cluster.up(kvnode.as_deref(), interrupt, progress).await,
@@ -118,7 +126,7 @@ impl Runtime {
                 let kvnode = kvnode.ok_or_else(|| {
                     Failure::environment("no kvnode binary beside kvctl: build it with `cargo build --release`, or name one with --kvnode")
                 })?;
-                cluster.up(&kvnode, progress)
+                cluster.up(&kvnode, stays, progress)
             }
         }
     }

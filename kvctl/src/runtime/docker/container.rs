@@ -132,8 +132,14 @@ impl Cluster {
 
     async fn ensure_volume(&self, node: &NodeSpec) -> Result<()> {
         let name = self.spec().volume(node);
-        if present(self.docker.inspect_volume(&name).await)?.is_some() {
-            return Ok(());
+        if let Some(volume) = present(self.docker.inspect_volume(&name).await)? {
+            // Names may meet: node `b-c` of cluster `a`, node `c` of cluster `a-b`.
+            let other = volume.labels.get(super::LABEL).filter(|cluster| **cluster != self.spec().name);
+            let other = other.map(|cluster| {
+                let text = format!("volume '{name}', which {} needs, belongs to cluster '{cluster}'", node.name);
+                Failure::new(Code::Conflict, text)
+            });
+            return other.map_or(Ok(()), Err);
         }
         let request =
             VolumeCreateRequest { name: Some(name.clone()), labels: Some(self.labels()), ..Default::default() };

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use bollard::Docker;
+use bollard::models::Volume;
 use bollard::query_parameters::{
     KillContainerOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder,
     RemoveVolumeOptions, StopContainerOptionsBuilder,
@@ -13,6 +14,7 @@ use bollard::query_parameters::{
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 
+use super::left::Left;
 use super::trace::{self, Trace};
 use super::{Gone, NodeAction, NodeState, image};
 use crate::cluster::{NodeSpec, Spec};
@@ -71,6 +73,23 @@ pub async fn traces(docker: &Docker, cluster: &str) -> Result<Vec<Trace>> {
     }
     traces.sort_by(|a, b| a.node.cmp(&b.node));
     Ok(traces)
+}
+
+/// All volumes of the engine, and whose they are by their labels.
+pub async fn all_volumes(docker: &Docker) -> Result<Vec<Left>> {
+    let found = docker.list_volumes(Some(ListVolumesOptionsBuilder::default().build())).await?;
+    let mut all: Vec<Left> = found.volumes.unwrap_or_default().into_iter().map(left).collect();
+    all.sort_by_key(Left::shown);
+    Ok(all)
+}
+
+fn left(volume: Volume) -> Left {
+    let (name, mut labels) = (volume.name, volume.labels);
+    Left::Volume { name, cluster: labels.remove(LABEL), made: volume.created_at.unwrap_or_else(|| "once".into()) }
+}
+
+pub async fn delete_volume(docker: &Docker, name: &str) -> Result<()> {
+    present(docker.remove_volume(name, None::<RemoveVolumeOptions>).await).map(|_| ())
 }
 
 impl Cluster {
@@ -198,9 +217,7 @@ impl Cluster {
             let _ = match thing {
                 Made::Container(id) => self.remove(&id).await,
                 Made::Network(id) => self.docker.remove_network(&id).await.map_err(Failure::from),
-                Made::Volume(name) => {
-                    self.docker.remove_volume(&name, None::<RemoveVolumeOptions>).await.map_err(Failure::from)
-                }
+                Made::Volume(name) => delete_volume(&self.docker, &name).await,
                 Made::Image(undo) => undo.run(&self.docker).await,
             };
         }
@@ -223,7 +240,7 @@ impl Cluster {
         }
         if data {
             for volume in self.volumes().await? {
-                present(self.docker.remove_volume(&volume, None::<RemoveVolumeOptions>).await)?;
+                delete_volume(&self.docker, &volume).await?;
             }
         }
         Ok(())
@@ -317,7 +334,7 @@ impl Cluster {
         let image = image.ok_or_else(|| self.missing(node))?;
         self.remove(&self.spec().container(node)).await?;
         let volume = self.spec().volume(node);
-        present(self.docker.remove_volume(&volume, None::<RemoveVolumeOptions>).await)?;
+        delete_volume(&self.docker, &volume).await?;
         self.create_node(node, &network, &image).await.map(|_| ())
     }
 
