@@ -114,6 +114,9 @@ pub struct DataArgs {
     /// Belong to no session: depend on nothing, remember nothing
     #[arg(long)]
     pub no_session: bool,
+    /// Begin the session anew: forget what it has seen
+    #[arg(long, conflicts_with = "no_session")]
+    pub reset_session: bool,
 }
 
 #[derive(Subcommand, Debug)]

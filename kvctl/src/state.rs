@@ -8,17 +8,12 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use etcetera::BaseStrategy;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Spec;
 use crate::error::{Failure, Result};
-
-/// How long a command waits for another one of the same session, and how often it looks.
-const SESSION_WITHIN: Duration = Duration::from_secs(30);
-const SESSION_AGAIN: Duration = Duration::from_millis(5);
 
 /// Where a cluster's nodes run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +46,7 @@ pub fn is_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
 }
 
-fn io(what: &Path, error: &std::io::Error) -> Failure {
+pub fn io(what: &Path, error: &std::io::Error) -> Failure {
     Failure::environment(format!("{}: {error}", what.display()))
 }
 
@@ -210,37 +205,10 @@ impl StateDir {
             return written.map(|()| file).map_err(|error| io(&path, &error));
         }
     }
-
-    /// Opens a session's context and keeps it to this command until it is dropped.
-    pub fn session(&self, name: &str) -> Result<SessionFile> {
-        if name.is_empty() || name.len() > 100 || name.contains(['/', '\0']) || name.starts_with('.') {
-            return Err(Failure::usage(format!("'{name}' is no session name")));
-        }
-        let folder = self.make("sessions")?;
-        let (path, lock_path) = (folder.join(format!("{name}.context")), folder.join(format!("{name}.lock")));
-        let lock = open(&lock_path)?;
-        let begun = Instant::now();
-        loop {
-            match lock.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::WouldBlock) if begun.elapsed() < SESSION_WITHIN => std::thread::sleep(SESSION_AGAIN),
-                Err(TryLockError::WouldBlock) => {
-                    let text = format!(
-                        "another kvctl has used session '{name}' for {SESSION_WITHIN:?}; --session names another, --no-session does without"
-                    );
-                    return Err(Failure::new(crate::error::Code::Conflict, text));
-                }
-                Err(TryLockError::Error(error)) => return Err(io(&lock_path, &error)),
-            }
-        }
-        let metadata =
-            fs::read_to_string(&path).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
-        Ok(SessionFile { path, metadata, _lock: lock })
-    }
 }
 
 /// Removes a file or a folder, if it is there.
-fn remove(path: &Path) -> Result<()> {
+pub fn remove(path: &Path) -> Result<()> {
     let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match removed {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(io(path, &error)),
@@ -257,14 +225,14 @@ fn held(file: &mut File) -> Failure {
     Failure::new(crate::error::Code::Conflict, text)
 }
 
-fn open(path: &Path) -> Result<File> {
+pub fn open(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     options.open(path).map_err(|error| io(path, &error))
 }
 
 /// Writes a file so that a reader sees the old or the new content, never a part; also after a crash of the host.
-fn replace(path: &Path, content: &[u8]) -> Result<()> {
+pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
     // Appended, not put in place of an extension: `a.b` and `a.c` are two sessions.
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
@@ -273,17 +241,4 @@ fn replace(path: &Path, content: &[u8]) -> Result<()> {
     let file = file.as_mut().map_err(|error| io(&new, error))?;
     let written = file.write_all(content).and_then(|()| file.sync_data());
     written.and_then(|()| fs::rename(&new, path)).map_err(|error| io(path, &error))
-}
-
-/// A causal session, held by one command at a time.
-pub struct SessionFile {
-    path: PathBuf,
-    pub metadata: Option<String>,
-    _lock: File,
-}
-
-impl SessionFile {
-    pub fn save(&self, metadata: &str) -> Result<()> {
-        replace(&self.path, metadata.as_bytes())
-    }
 }

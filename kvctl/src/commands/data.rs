@@ -7,8 +7,8 @@ use serde_json::value::RawValue;
 use super::{Context, refused};
 use crate::args::{DataArgs, Output};
 use crate::error::{Failure, Result};
-use crate::render::{line, show, stream_out};
-use crate::state::SessionFile;
+use crate::render::{line, say, show, stream_out};
+use crate::session::SessionFile;
 
 /// Keys asked for at a time.
 const PAGE: usize = 1_000;
@@ -23,7 +23,11 @@ struct Data {
 impl Data {
     async fn open(context: &Context, args: &DataArgs) -> Result<Self> {
         let client = context.client(&args.via).await?;
-        let file = if args.no_session { None } else { Some(context.state.session(&args.session)?) };
+        let file = if args.no_session {
+            None
+        } else {
+            Some(SessionFile::open(&context.state, &args.session, args.reset_session)?)
+        };
         let metadata = file.as_ref().and_then(|file| file.metadata.clone());
         Ok(Self { client, session: Session { metadata }, file })
     }
@@ -31,20 +35,77 @@ impl Data {
     /// Goes on with the session, and with what other commands have seen in it meanwhile.
     fn go_on(&mut self, context: &Context, args: &DataArgs) -> Result<()> {
         if !args.no_session {
-            let file = context.state.session(&args.session)?;
+            let file = SessionFile::open(&context.state, &args.session, false)?;
             self.session.metadata.clone_from(&file.metadata);
             self.file = Some(file);
         }
         Ok(())
     }
 
-    /// Keeps what the session has seen and leaves it to other commands: whoever reads what is printed next may take his time. Turns a
-    /// refusal into a failure.
-    fn close(&mut self, answer: Answer) -> Result<Answer> {
-        if let (Some(file), Some(metadata)) = (self.file.take(), &self.session.metadata) {
-            file.save(metadata)?;
+    /// Asks, and once more where the session is of a cluster that is gone.
+    async fn ask(
+        &mut self,
+        question: impl AsyncFn(&Client, &mut Session) -> std::result::Result<Answer, kvnode::client::Error>,
+    ) -> Result<Answer> {
+        let answer = question(&self.client, &mut self.session).await?;
+        let is_misfit = answer.status == 400 && answer.error().starts_with("Malformed causal-metadata");
+        if !is_misfit || self.session.metadata.is_none() {
+            return Ok(answer);
         }
-        if answer.is_success() { Ok(answer) } else { Err(refused(&answer)) }
+        self.renew().await?;
+        Ok(question(&self.client, &mut self.session).await?)
+    }
+
+    /// The nodes can't read what the session has seen. That they are another cluster than it belongs to is the one harmless
+    /// reason: what it has seen is gone with the cluster.
+    async fn renew(&mut self) -> Result<()> {
+        let now = self.cluster().await;
+        let Some(file) = &mut self.file else { return Ok(()) };
+        match (&file.cluster, now) {
+            (Some(was), Some(now)) if *was != now => {
+                let name = file.name();
+                say(&format!(
+                    "session '{name}' is of a cluster that is gone, and begins anew: what it has seen is gone, too"
+                ));
+                file.renew(now);
+                self.session.metadata = None;
+                Ok(())
+            }
+            _ => Err(file.misfit("its causal metadata is damaged, or of a cluster that is gone")),
+        }
+    }
+
+    /// What the nodes say which cluster they are.
+    async fn cluster(&self) -> Option<String> {
+        let status = self.client.look("/status").await.ok()?;
+        status.json().get("cluster").and_then(Value::as_str).map(str::to_owned)
+    }
+
+    /// Keeps what the session has seen and leaves it to other commands: whoever reads what is printed next may take his time. Turns a
+    /// refusal into a failure. `done`: what an answer means, for the case that it can't be kept.
+    async fn close(&mut self, answer: Answer, done: &str) -> Result<Answer> {
+        let kept = self.keep().await;
+        if !answer.is_success() {
+            return Err(refused(&answer));
+        }
+        kept.map_err(|failure| Failure::new(failure.code, format!("{done}, but {failure}")))?;
+        Ok(answer)
+    }
+
+    async fn keep(&mut self) -> Result<()> {
+        let cluster = match &self.file {
+            Some(SessionFile { cluster: None, .. }) if self.session.metadata.is_some() => self.cluster().await,
+            _ => None,
+        };
+        let (Some(mut file), Some(metadata)) = (self.file.take(), &self.session.metadata) else { return Ok(()) };
+        file.cluster = file.cluster.or(cluster);
+        file.save(metadata).map_err(|failure| {
+            let text = format!(
+                "what session '{}' has seen can't be kept, and its next command may see something older: {failure}",
+                file.name()
+            );
+            Failure::new(failure.code, text)
+        })
     }
 }
 
@@ -62,8 +123,8 @@ pub async fn put(context: &Context, key: &str, value: &str, args: &DataArgs) -> 
         .or_else(|_| serde_json::value::to_raw_value(value))
         .map_err(|error| Failure::usage(error.to_string()))?;
     let mut data = Data::open(context, args).await?;
-    let answer = data.client.put(key, &json, &mut data.session).await?;
-    let answer = data.close(answer)?;
+    let answer = data.ask(async |client, session| client.put(key, &json, session).await).await?;
+    let answer = data.close(answer, "the value was written").await?;
     show_answer(context.output, &answer, say_written);
     Ok(())
 }
@@ -77,8 +138,8 @@ fn say_written(json: &Value) {
 
 pub async fn get(context: &Context, key: &str, args: &DataArgs) -> Result<()> {
     let mut data = Data::open(context, args).await?;
-    let answer = data.client.get(key, &mut data.session).await?;
-    let answer = data.close(answer)?;
+    let answer = data.ask(async |client, session| client.get(key, session).await).await?;
+    let answer = data.close(answer, "the key was read").await?;
     show_answer(context.output, &answer, |_| {
         if let Some(value) = answer.value() {
             // A string is printed as it is; anything else as JSON, to the last digit.
@@ -91,8 +152,8 @@ pub async fn get(context: &Context, key: &str, args: &DataArgs) -> Result<()> {
 
 pub async fn delete(context: &Context, key: &str, args: &DataArgs) -> Result<()> {
     let mut data = Data::open(context, args).await?;
-    let answer = data.client.delete(key, &mut data.session).await?;
-    let answer = data.close(answer)?;
+    let answer = data.ask(async |client, session| client.delete(key, session).await).await?;
+    let answer = data.close(answer, "the key was deleted").await?;
     show_answer(context.output, &answer, say_written);
     Ok(())
 }
@@ -109,8 +170,9 @@ pub async fn keys(context: &Context, prefix: &str, limit: Option<usize>, args: &
         if cursor.is_some() {
             data.go_on(context, args)?;
         }
-        let answer = data.client.keys(prefix, page, cursor.as_deref(), &mut data.session).await?;
-        let json = data.close(answer)?.json();
+        let from = cursor.as_deref();
+        let answer = data.ask(async |client, session| client.keys(prefix, page, from, session).await).await?;
+        let json = data.close(answer, "the keys were read").await?.json();
         let keys = json.get("keys").and_then(Value::as_array).cloned().unwrap_or_default();
         let keys: Vec<String> = keys.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect();
         if context.output == Output::Text {
