@@ -186,7 +186,7 @@ pub struct UpArgs {
     /// Where the nodes run [default: auto, or what the cluster was made with]
     #[arg(long, value_enum)]
     pub runtime: Option<RuntimeArg>,
-    /// The kvnode binary [default: the one beside kvctl]
+    /// The kvnode binary [default: the one that was named last for this cluster, or else the one beside kvctl]
     #[arg(long, env = "KVNODE", value_name = "PATH")]
     pub kvnode: Option<PathBuf>,
     /// Start the nodes so that `kvctl drill` can inject faults into them

@@ -30,6 +30,9 @@ pub struct Record {
     pub spec: Spec,
     /// What its nodes prove to each other.
     pub secret: String,
+    /// The kvnode binary that was named with --kvnode, as a full path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kvnode: Option<PathBuf>,
 }
 
 /// One cluster's folder.

@@ -46,8 +46,7 @@ pub async fn run(context: &Context, name: Option<&str>, limit: Duration) -> Resu
         Err(failure) => Err(failure),
     };
     if let Err(failure) = joined {
-        progress.step("taking back what was made");
-        runtime.undo().await;
+        runtime.undo(&progress).await;
         context.state.save(&before)?;
         return Err(failure);
     }

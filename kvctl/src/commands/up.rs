@@ -70,7 +70,9 @@ async fn record_for(context: &Context, args: &UpArgs, consent: Consent, known: O
     } else if !taken_over.is_empty() {
         say(&format!("taking over what runs and was not remembered: {}", taken_over.join(", ")));
     }
-    Ok(Record { runtime, spec, secret: secret.map_or_else(new_secret, Ok)? })
+    let kvnode = args.kvnode.as_deref().map(runtime::program).transpose()?;
+    let kvnode = kvnode.or_else(|| known.and_then(|record| record.kvnode.clone()));
+    Ok(Record { runtime, spec, secret: secret.map_or_else(new_secret, Ok)?, kvnode })
 }
 
 /// Where the cluster runs: where it was made, or where processes or data of it are.
@@ -127,15 +129,14 @@ async fn carry_out(
     context.state.save(&record)?;
     let progress = Progress::new();
     progress.expect(record.spec.members().len());
-    let done = match runtime.up(args.kvnode.as_deref(), is_known, interrupt, &progress).await {
+    let done = match runtime.up(is_known, interrupt, &progress).await {
         Ok(()) => interrupt.or(wait_ready(&record, &runtime, Duration::from_secs(args.wait), &progress)).await,
         Err(failure) => Err(failure),
     };
     let seen = match done {
         Ok(seen) => seen,
         Err(failure) => {
-            progress.step("taking back what was made");
-            runtime.undo().await;
+            runtime.undo(&progress).await;
             return Err(failure);
         }
     };

@@ -162,7 +162,7 @@ impl Cluster {
         nodes.map(|node| Gone { place: self.data_path(&node).display().to_string(), node }).collect()
     }
 
-    pub fn up(&self, kvnode: &Path, stays: bool, progress: &Progress) -> Result<()> {
+    pub fn up(&self, stays: bool, progress: &Progress) -> Result<()> {
         let found = |node: NodeSpec| {
             let found = Found { state: self.state(&node), place: Place::Right };
             (node, found)
@@ -171,9 +171,11 @@ impl Cluster {
         for (node, _) in steps.iter().filter(|(_, act)| *act != Act::Unpause) {
             check_address(node)?;
         }
-        self.state.make("pids")?;
-        let binary = fs::canonicalize(kvnode).map_err(|error| fail(kvnode, &error))?;
-        fs::write(self.binary_path(), binary.to_string_lossy().as_bytes()).map_err(|error| fail(kvnode, &error))?;
+        if steps.iter().any(|(_, act)| *act != Act::Unpause) {
+            self.state.make("pids")?;
+            let (path, binary) = (self.binary_path(), self.found_binary()?);
+            fs::write(&path, binary.to_string_lossy().as_bytes()).map_err(|error| fail(&path, &error))?;
+        }
         progress.expect(steps.len());
         for (node, act) in steps {
             progress.step(&format!("{} {}", act.doing(), node.name));
@@ -205,13 +207,31 @@ impl Cluster {
         Ok(())
     }
 
+    /// The binary that was named for the cluster, or the one beside kvctl.
+    fn found_binary(&self) -> Result<PathBuf> {
+        let found = super::find_kvnode(self.record.kvnode.as_deref())?;
+        found.ok_or_else(|| {
+            let text = format!("no kvnode binary beside kvctl: {}, or name one with --kvnode", super::BUILD_IT);
+            Failure::environment(text)
+        })
+    }
+
+    /// The binary that the cluster runs: a node that is started again is no upgrade.
+    fn binary(&self) -> Result<PathBuf> {
+        let noted = || fs::read_to_string(self.binary_path()).ok().map(PathBuf::from);
+        match self.record.kvnode {
+            Some(_) => self.found_binary(),
+            None => noted().map_or_else(|| self.found_binary(), Ok),
+        }
+    }
+
     fn start(&self, node: &NodeSpec) -> Result<()> {
         let (data, logs) = (self.state.make("data")?.join(&node.name), self.state.make("logs")?);
         self.state.make("pids")?;
         let log_path = logs.join(&node.name);
         let log = fs::OpenOptions::new().create(true).append(true).open(&log_path).map_err(|e| fail(&log_path, &e))?;
         let log_too = log.try_clone().map_err(|error| fail(&log_path, &error))?;
-        let binary = fs::read_to_string(self.binary_path()).map_err(|error| fail(&self.binary_path(), &error))?;
+        let binary = self.binary()?;
         let spec = &self.record.spec;
         let address = format!("{}:{NODE_PORT}", local_ip(node));
         let mut command = Command::new(&binary);
@@ -235,7 +255,7 @@ impl Cluster {
             // A group of its own: Ctrl-C in the terminal is for kvctl alone.
             .process_group(0)
             .spawn()
-            .map_err(|error| fail(Path::new(&binary), &error))?;
+            .map_err(|error| fail(&binary, &error))?;
         let pid = child.id() as i32;
         let process = Process::look(pid).ok_or_else(|| Failure::environment(format!("{} died at once", node.name)))?;
         fs::write(self.pid_path(node), format!("{pid} {}", process.started)).map_err(|error| {
@@ -245,7 +265,10 @@ impl Cluster {
         })
     }
 
-    pub async fn undo(&self) {
+    pub async fn undo(&self, progress: &Progress) {
+        if !self.started.borrow().is_empty() || !self.new.borrow().is_empty() {
+            progress.step(super::TAKING_BACK);
+        }
         let started: Vec<NodeSpec> = self.started.borrow_mut().drain(..).collect();
         for node in &started {
             if let Some(pid) = self.pid(node) {

@@ -112,22 +112,10 @@ impl Runtime {
 
     /// Makes everything that is missing. After a failure nothing is left that this call made; `stays`: but nodes that were
     /// there before, and that it started again.
-    pub async fn up(
-        &self,
-        kvnode: Option<&Path>,
-        stays: bool,
-        interrupt: &Interrupt,
-        progress: &Progress,
-    ) -> Result<()> {
-        let kvnode = find_kvnode(kvnode)?;
+    pub async fn up(&self, stays: bool, interrupt: &Interrupt, progress: &Progress) -> Result<()> {
         match self {
-            Self::Docker(cluster) => cluster.up(kvnode.as_deref(), interrupt, progress).await,
-            Self::Local(cluster) => {
-                let kvnode = kvnode.ok_or_else(|| {
-                    Failure::environment("no kvnode binary beside kvctl: build it with `cargo build --release`, or name one with --kvnode")
-                })?;
-                cluster.up(&kvnode, stays, progress)
-            }
+            Self::Docker(cluster) => cluster.up(interrupt, progress).await,
+            Self::Local(cluster) => cluster.up(stays, progress),
         }
     }
 
@@ -155,11 +143,11 @@ impl Runtime {
         }
     }
 
-    /// Takes away what the failed `up` made.
-    pub async fn undo(&self) {
+    /// Takes away what the failed `up` made, and says so if there is anything.
+    pub async fn undo(&self, progress: &Progress) {
         match self {
-            Self::Docker(cluster) => cluster.undo().await,
-            Self::Local(cluster) => cluster.undo().await,
+            Self::Docker(cluster) => cluster.undo(progress).await,
+            Self::Local(cluster) => cluster.undo(progress).await,
         }
     }
 
@@ -252,13 +240,28 @@ pub fn local_ip(node: &NodeSpec) -> Ipv4Addr {
     Ipv4Addr::new(127, b, c, d)
 }
 
-/// The kvnode binary that was named, or the one beside kvctl.
+/// What is said where a failed command takes away what it made.
+const TAKING_BACK: &str = "taking back what was made";
+/// How a kvnode comes to be beside kvctl.
+const BUILD_IT: &str = "`cargo build --release` in the source tree builds one";
+
+/// The full path of a program that was named with --kvnode: it is used again from other folders.
+pub fn program(named: &Path) -> Result<PathBuf> {
+    let path = std::fs::canonicalize(named).ok().filter(|path| path.is_file());
+    path.ok_or_else(|| Failure::usage(format!("--kvnode {}: there is no such file", named.display())))
+}
+
+/// The kvnode binary that was named for a cluster, or the one beside kvctl.
 fn find_kvnode(named: Option<&Path>) -> Result<Option<PathBuf>> {
     if let Some(path) = named {
-        let found = path.is_file().then(|| path.to_path_buf());
-        return found
-            .map(Some)
-            .ok_or_else(|| Failure::usage(format!("--kvnode {}: there is no such file", path.display())));
+        let gone = || {
+            Failure::usage(format!(
+                "{}, which was named with --kvnode when this cluster was brought up, is gone; `kvctl cluster up --kvnode \
+                 PATH` names another",
+                path.display()
+            ))
+        };
+        return if path.is_file() { Ok(Some(path.to_path_buf())) } else { Err(gone()) };
     }
     let own = std::env::current_exe().map_err(|error| Failure::environment(error.to_string()))?;
     Ok(own.parent().map(|folder| folder.join("kvnode")).filter(|path| path.is_file()))

@@ -3,7 +3,6 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::path::Path;
 
 use bollard::Docker;
 use bollard::models::Volume;
@@ -115,7 +114,7 @@ impl Cluster {
     }
 
     /// Makes what is missing and mends what is not as it should be. Looks for what is in the way before it makes anything.
-    pub async fn up(&self, kvnode: Option<&Path>, interrupt: &Interrupt, progress: &Progress) -> Result<()> {
+    pub async fn up(&self, interrupt: &Interrupt, progress: &Progress) -> Result<()> {
         let network = self.own_network().await?;
         let (mut found, mut image) = (Vec::new(), None);
         for node in self.spec().members() {
@@ -139,7 +138,7 @@ impl Cluster {
         // A node that joins others is of their image, whatever was built since: a repair is no upgrade.
         let image = match image {
             Some(image) => image,
-            None => interrupt.or(self.ensure_image(kvnode, progress)).await?,
+            None => interrupt.or(self.ensure_image(progress)).await?,
         };
         let network = match network {
             Some(network) => network,
@@ -174,9 +173,11 @@ impl Cluster {
         self.make_node(node, &network, &image).await
     }
 
-    async fn ensure_image(&self, kvnode: Option<&Path>, progress: &Progress) -> Result<String> {
+    async fn ensure_image(&self, progress: &Progress) -> Result<String> {
         let name = &self.spec().image;
-        if let Some(build) = image::needed(&self.docker, name, kvnode).await? {
+        let named = self.record.kvnode.as_deref();
+        let kvnode = super::find_kvnode(named)?;
+        if let Some(build) = image::needed(&self.docker, name, kvnode.as_deref(), named.is_some()).await? {
             let undo = image::Undo::before(&self.docker, name).await;
             self.made.borrow_mut().push(Made::Image(undo));
             progress.step(&format!("building image {name} from {}", build.from()));
@@ -210,9 +211,18 @@ impl Cluster {
         }
     }
 
-    pub async fn undo(&self) {
-        let made: Vec<Made> = self.made.borrow_mut().drain(..).collect();
-        for thing in made.into_iter().rev() {
+    pub async fn undo(&self, progress: &Progress) {
+        let all: Vec<Made> = self.made.borrow_mut().drain(..).collect();
+        let mut made = Vec::new();
+        for thing in all.into_iter().rev() {
+            // A build that failed made nothing.
+            let is_made = if let Made::Image(undo) = &thing { undo.is_needed(&self.docker).await } else { true };
+            made.extend(is_made.then_some(thing));
+        }
+        if !made.is_empty() {
+            progress.step(super::TAKING_BACK);
+        }
+        for thing in made {
             // Whatever can't be removed is gone already, or the engine is.
             let _ = match thing {
                 Made::Container(id) => self.remove(&id).await,
