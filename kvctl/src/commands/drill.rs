@@ -19,7 +19,7 @@ use crate::drill::inject::{Injector, probe, shards_at};
 use crate::drill::report;
 use crate::drill::schedule::{self, Planned};
 use crate::drill::verdict::{self, Verdict};
-use crate::drill::workload::{Load, Target, think_ms_max};
+use crate::drill::workload::{Client1, Load, Target, think_ms_max};
 use crate::error::{Code, Failure, Result};
 use crate::goal::Goal;
 use crate::interrupt::Interrupt;
@@ -303,9 +303,9 @@ async fn carry_out(
             recorder.borrow_mut().last(Final { node, key, value, tombstone, error });
         }
     }
-    let longest = contexts.into_iter().flatten().max_by_key(String::len);
+    let longest = contexts.into_iter().flatten().max_by_key(|(_, context)| context.len());
     let quiet_context = match longest {
-        Some(context) => Some(quiet(&load, context, targets.len(), &keys).await),
+        Some((session, context)) => Some(quiet(&load, load.take_over(session, context), targets.len(), &keys).await),
         None => None,
     };
     recorder.borrow_mut().end(End { stopped_ms, healed_ms, equal_ms, unmet, troubles, quiet_context });
@@ -338,13 +338,12 @@ async fn converged(
     }
 }
 
-/// A context goes round until it is as short as contexts are at rest.
-async fn quiet(load: &Load<'_>, mut context: String, nodes: usize, keys: &[String]) -> String {
+/// A session's context goes round until it is as short as contexts are at rest.
+async fn quiet(load: &Load<'_>, mut client: Client1, nodes: usize, keys: &[String]) -> String {
     let begun = Instant::now();
+    let mut context = String::new();
     for step in 0.. {
-        if let Some(answered) = load.go_round(context.clone(), step % nodes, &keys[step % keys.len()]).await {
-            context = answered;
-        }
+        load.go_round(&mut client, step % nodes, &keys[step % keys.len()]).await.clone_into(&mut context);
         if context.len() <= QUIET_ENOUGH || begun.elapsed() > QUIET_WITHIN {
             break;
         }
