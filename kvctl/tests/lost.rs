@@ -45,10 +45,13 @@ fn a_lost_record_is_made_again_from_the_nodes_that_run() {
         }
     }
     // Whatever the engine: the nodes are processes.
-    let other = cluster.command(&["cluster", "up", "--nodes", "4"]).output().expect("it starts");
-    let other = support::Said::from(other);
-    assert_eq!(other.code, 5, "{other:?}");
-    assert!(other.err.contains("was started with") && other.err.contains("`kill "), "{other:?}");
+    for other in [&[][..], &["--nodes", "4"], &["--nodes", "8"], &["--shards", "3"], &["--drill"]] {
+        let command = if other.is_empty() { cluster.command(&["cluster", "up"]) } else { cluster.up_command() };
+        let mut command = command;
+        let said = support::Said::from(command.args(other).output().expect("it starts"));
+        assert_eq!(said.code, 5, "{other:?}: {said:?}");
+        assert!(said.err.contains("was started with") && said.err.contains("`kill "), "{other:?}: {said:?}");
+    }
     assert!(!cluster.state().join("cluster.json").exists() && cluster.state().join("data/alice").exists());
 
     let said = cluster.try_up();
@@ -61,6 +64,20 @@ fn a_lost_record_is_made_again_from_the_nodes_that_run() {
     assert_eq!(cluster.ok(&["get", "x", "--via", "bob"]), "1\n");
     assert_eq!(cluster.ok(&["put", "x", "2", "--via", "bob"]), "replaced (2 replicas)\n");
     until("zoe serves reads of the others", || cluster.run(&["get", "x", "--via", "zoe"]).out == "2\n");
+}
+
+/// All that kvctl keeps of it is gone, the data that the nodes have open included.
+#[test]
+fn a_lost_folder_is_made_again_around_the_nodes_that_run() {
+    let cluster = cluster("folder", 77);
+    cluster.up();
+    fs::remove_dir_all(cluster.state()).expect("removed");
+    let said = cluster.run(&["cluster", "down", "--yes"]);
+    assert!(said.code == 5 && said.err.contains("alice (process "), "{said:?}");
+    cluster.up();
+    assert_eq!(cluster.ok(&["node", "kill", "bob"]), "bob missing\n");
+    cluster.up();
+    assert!(cluster.all_ready(), "{}", cluster.status());
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Data that is left of a cluster which this kvctl does not remember: named, and used or deleted only if somebody says so.
 
+use std::collections::BTreeMap;
+
 use super::Context;
 use crate::args::Consent;
 use crate::cluster::Spec;
@@ -83,16 +85,47 @@ pub async fn named(context: &Context, failure: Failure) -> Failure {
     if left.is_empty() {
         return failure;
     }
-    let text = |one: &Left| match one {
-        Left::Volume { cluster: Some(cluster), .. } => format!("of cluster '{cluster}' {}", one.shown()),
-        Left::Volume { cluster: None, .. } => one.shown(),
-        Left::Folder { .. } => format!("of cluster '{}' {}", context.name, one.shown()),
-    };
-    let left: Vec<String> = left.iter().map(text).collect();
     let message = format!(
         "{failure}. Data of clusters that this kvctl does not remember is left: {}. `kvctl cluster up --name NAME --adopt` goes \
          on with it, --wipe in its place deletes it",
-        left.join(", ")
+        by_cluster(&context.name, &left)
     );
     Failure::new(failure.code, message)
+}
+
+/// What is left of each cluster: all of the one that is asked for, the first of others.
+fn by_cluster(asked: &str, left: &[Left]) -> String {
+    let mut clusters: BTreeMap<&str, Vec<Left>> = BTreeMap::new();
+    for one in left {
+        let cluster = match one {
+            Left::Volume { cluster: Some(cluster), .. } => cluster,
+            Left::Volume { cluster: None, .. } | Left::Folder { .. } => asked,
+        };
+        clusters.entry(cluster).or_default().push(one.clone());
+    }
+    let text = |(cluster, all): (&str, Vec<Left>)| match all.as_slice() {
+        [first, .., _] if cluster != asked => {
+            format!("of cluster '{cluster}' {} and {} more", first.shown(), all.len() - 1)
+        }
+        all => format!("of cluster '{cluster}' {}", left::shown(all)),
+    };
+    clusters.into_iter().map(text).collect::<Vec<String>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_told_by_cluster() {
+        let volume = |name: &str, cluster: &str| Left::Volume {
+            name: name.into(),
+            cluster: Some(cluster.into()),
+            made: "then".into(),
+        };
+        let left = [volume("a1", "a"), volume("a2", "a"), volume("b1", "b"), volume("b2", "b"), volume("c1", "c")];
+        let text = "of cluster 'a' volume 'a1' (made then), volume 'a2' (made then); of cluster 'b' volume 'b1' (made then) \
+                    and 1 more; of cluster 'c' volume 'c1' (made then)";
+        assert_eq!(by_cluster("a", &left), text);
+    }
 }

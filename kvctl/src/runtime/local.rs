@@ -353,12 +353,12 @@ impl Cluster {
     async fn stop(&self, node: &NodeSpec, pid: Pid) -> Result<()> {
         signal(&node.name, pid, Signal::CONT)?;
         signal(&node.name, pid, Signal::TERM)?;
-        self.becomes(node, NodeState::Stopped).await
+        self.ends(node).await
     }
 
     async fn end(&self, node: &NodeSpec, pid: Pid) -> Result<()> {
         signal(&node.name, pid, Signal::KILL)?;
-        self.becomes(node, NodeState::Stopped).await
+        self.ends(node).await
     }
 
     /// Waits until a signal has had its effect.

@@ -89,25 +89,27 @@ pub fn agree(spec: &Spec, secret: Option<&str>, kind: RuntimeKind, traces: &[Tra
             Err(Failure::new(Code::Conflict, text))
         };
         let own = trace.variable("SOCKET_ADDRESS").unwrap_or_default();
-        let known = agreed.spec.node(&trace.node).ok();
-        match known {
+        let node = match agreed.spec.node(&trace.node).ok() {
             Some(node) if address(kind, &node) != own => return differs(format!("the address {own}")),
-            Some(_) => {}
+            Some(node) => node,
             None => {
                 let ip = network_ip(kind, spec, own);
                 let Some(node) = ip.and_then(|ip| agreed.spec.node_of(&trace.node, ip)) else {
                     return differs(format!("the address {own}"));
                 };
-                agreed.spec.added.push(node);
+                agreed.spec.added.push(node.clone());
                 agreed.taken_over.push(trace.node.clone());
+                node
             }
-        }
+        };
         let view = trace.variable("VIEW").unwrap_or_default();
         if !spec.is_own_view(view, |node| super::ip(kind, node)) {
             return differs(format!("VIEW={view}"));
         }
-        if let Some(shards) = trace.variable("SHARD_COUNT").filter(|shards| **shards != spec.shards.to_string()) {
-            return differs(format!("SHARD_COUNT={shards}"));
+        // Only nodes that formed the cluster have one: who formed it and who came later is not confused either.
+        let shards = trace.variable("SHARD_COUNT");
+        if shards.map(str::to_owned) != agreed.spec.shard_count(&node).map(|count| count.to_string()) {
+            return differs(shards.map_or_else(|| "no SHARD_COUNT".into(), |count| format!("SHARD_COUNT={count}")));
         }
         let drill = trace.variable("DRILL").is_some();
         if drill != spec.drill {
@@ -136,6 +138,8 @@ mod tests {
         let view = "127.10.0.2:8090,127.10.0.3:8090,127.10.0.4:8090,127.10.0.5:8090";
         let address = format!("{ip}:8090");
         let usual = [("SOCKET_ADDRESS", address.as_str()), ("VIEW", view), ("CLUSTER_SECRET", "s")];
+        let founds = node != "zoe";
+        let usual: Vec<(&str, &str)> = usual.into_iter().chain(founds.then_some(("SHARD_COUNT", "2"))).collect();
         let variables = usual.iter().chain(more).map(|(name, value)| (name.to_string(), value.to_string())).collect();
         Trace { node: node.into(), handle: "7".into(), variables }
     }
@@ -148,7 +152,7 @@ mod tests {
     fn where_all_agree_their_secret_and_their_nodes_are_taken_over() {
         let nothing = Agreed { spec: spec(), secret: None, taken_over: Vec::new() };
         assert_eq!(agreed(None, &[]).unwrap(), nothing);
-        let traces = [trace("bob", "127.10.0.3", &[("SHARD_COUNT", "2")]), trace("zoe", "127.10.0.9", &[])];
+        let traces = [trace("bob", "127.10.0.3", &[]), trace("zoe", "127.10.0.9", &[])];
         let Agreed { spec: found, secret, taken_over } = agreed(None, &traces).unwrap();
         assert_eq!((secret.as_deref(), taken_over), (Some("s"), vec!["zoe".to_owned()]));
         let zoe = found.node("zoe").unwrap();
@@ -165,6 +169,7 @@ mod tests {
             (trace("zoe", "x", &[]), "the address x:8090"),
             (trace("bob", "127.10.0.3", &[("VIEW", "127.10.0.2:8090")]), "VIEW=127.10.0.2:8090"),
             (trace("bob", "127.10.0.3", &[("SHARD_COUNT", "3")]), "SHARD_COUNT=3"),
+            (trace("zoe", "127.10.0.9", &[("SHARD_COUNT", "2")]), "SHARD_COUNT=2"),
             (trace("bob", "127.10.0.3", &[("DRILL", "1")]), "--drill"),
             (trace("bob", "127.10.0.3", &[("CLUSTER_SECRET", "t")]), "another secret"),
         ] {
