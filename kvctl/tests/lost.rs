@@ -266,4 +266,6 @@ fn data_that_is_left_of_a_forgotten_cluster_is_not_used_unasked() {
     fs::remove_file(cluster.state().join("cluster.json")).expect("removed");
     let said = up("--wipe");
     assert!(said.code == 5 && said.err.contains("alice (process"), "its nodes run: {said:?}");
+    // So that it can be taken down.
+    cluster.up();
 }
