@@ -114,12 +114,15 @@ pub struct DataArgs {
     /// Belong to no session: depend on nothing, remember nothing
     #[arg(long)]
     pub no_session: bool,
+    /// Begin the session anew: forget what it has seen
+    #[arg(long, conflicts_with = "no_session")]
+    pub reset_session: bool,
 }
 
 #[derive(Subcommand, Debug)]
 pub enum ClusterCommand {
     /// Bring the cluster up; where it runs already, repair what is missing and change nothing else
-    Up(UpArgs),
+    Up(UpCommand),
     /// Stop all nodes and delete the cluster's data
     Down {
         /// Don't ask
@@ -138,6 +141,29 @@ pub enum ClusterCommand {
         #[arg(long, short)]
         follow: bool,
     },
+}
+
+/// `kvctl cluster up`.
+#[derive(Args, Debug)]
+pub struct UpCommand {
+    #[command(flatten)]
+    pub up: UpArgs,
+    #[command(flatten)]
+    pub consent: Consent,
+}
+
+/// What is done only if somebody says so.
+#[derive(Args, Debug, Clone, Copy, Default)]
+pub struct Consent {
+    /// Go on with data that is left of a cluster which kvctl does not remember
+    #[arg(long)]
+    pub adopt: bool,
+    /// Delete data that is left of a cluster which kvctl does not remember
+    #[arg(long, conflicts_with = "adopt")]
+    pub wipe: bool,
+    /// Start the nodes of a shard although the data of all of them is gone: it begins empty
+    #[arg(long)]
+    pub accept_data_loss: bool,
 }
 
 #[derive(Args, Debug, Clone, Default)]
@@ -160,7 +186,7 @@ pub struct UpArgs {
     /// Where the nodes run [default: auto, or what the cluster was made with]
     #[arg(long, value_enum)]
     pub runtime: Option<RuntimeArg>,
-    /// The kvnode binary [default: the one beside kvctl]
+    /// The kvnode binary [default: the one that was named last for this cluster, or else the one beside kvctl]
     #[arg(long, env = "KVNODE", value_name = "PATH")]
     pub kvnode: Option<PathBuf>,
     /// Start the nodes so that `kvctl drill` can inject faults into them

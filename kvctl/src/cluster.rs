@@ -100,8 +100,17 @@ impl Spec {
         Ok(spec)
     }
 
-    fn check(&self) -> Result<()> {
-        let hosts = 1_u64 << (32 - u32::from(self.subnet.1));
+    /// How many addresses its network has.
+    fn hosts(&self) -> u64 {
+        1 << (32 - u32::from(self.subnet.1))
+    }
+
+    /// # Errors
+    /// Usage: what of it can't be.
+    pub fn check(&self) -> Result<()> {
+        if !(8..=30).contains(&self.subnet.1) {
+            return Err(Failure::usage(format!("a /{} subnet is none for a cluster", self.subnet.1)));
+        }
         if self.nodes == 0 || self.nodes > NAMES.len() {
             return Err(Failure::usage(format!("--nodes is 1 to {}", NAMES.len())));
         }
@@ -109,7 +118,7 @@ impl Spec {
             let text = "Not enough nodes to provide fault tolerance with requested shard count";
             return Err(Failure::usage(text));
         }
-        if self.nodes as u64 + 3 > hosts {
+        if self.nodes as u64 + 3 > self.hosts() {
             return Err(Failure::usage(format!("a /{} subnet has no room for {} nodes", self.subnet.1, self.nodes)));
         }
         if usize::from(self.ports_from) + self.nodes > 65_536 || self.ports_from == 0 {
@@ -185,7 +194,7 @@ impl Spec {
             return Err(Failure::new(crate::error::Code::Conflict, text));
         }
         // Not the network's own address, not the gateway's, not the one for broadcasts.
-        let hosts = (1_u32 << (32 - u32::from(self.subnet.1))) - 3;
+        let hosts = (self.hosts() - 3) as u32;
         let past_and_present = self.past_and_present();
         let held = |ip: Ipv4Addr| taken.contains(&ip) || past_and_present.iter().any(|node| node.ip == ip);
         let index = (0..hosts).find(|&index| !held(self.ip(index))).ok_or_else(|| {
@@ -194,6 +203,17 @@ impl Spec {
         let port = u32::from(self.ports_from) + index;
         let port = u16::try_from(port).map_err(|_| Failure::environment("the ports after --ports-from are used up"))?;
         Ok(NodeSpec { name: name.to_owned(), ip: self.ip(index), port })
+    }
+
+    /// The node of this name and address, as [`Spec::next_node`] would have made it; `None` if neither it nor its address
+    /// can be of this cluster, or another node has the address.
+    pub fn node_of(&self, name: &str, ip: Ipv4Addr) -> Option<NodeSpec> {
+        let index = u32::from(ip).checked_sub(u32::from(self.ip(0)))?;
+        let is_inside = u64::from(index) + 3 < self.hosts();
+        let is_held = self.node_specs().iter().any(|node| node.ip == ip);
+        let port = u16::try_from(u32::from(self.ports_from).checked_add(index)?).ok()?;
+        let fits = is_inside && !is_held && crate::state::is_name(name);
+        fits.then(|| NodeSpec { name: name.to_owned(), ip, port })
     }
 
     /// # Errors
@@ -254,7 +274,7 @@ mod tests {
         use clap::Parser;
         let cli = crate::args::Cli::parse_from(["kvctl", "cluster", "up"]);
         match cli.command {
-            crate::args::Command::Cluster(crate::args::ClusterCommand::Up(args)) => args,
+            crate::args::Command::Cluster(crate::args::ClusterCommand::Up(command)) => command.up,
             _ => unreachable!("that is what was parsed"),
         }
     }

@@ -14,6 +14,7 @@ mod observe;
 mod plan;
 mod render;
 mod runtime;
+mod session;
 mod state;
 
 use std::process::ExitCode;

@@ -1,23 +1,19 @@
 //! What kvctl remembers of a cluster between two commands: one folder per cluster under the user's state folder.
 //!
-//! `cluster.json` says what the cluster is meant to be; `lock` keeps two commands from changing it at once; `sessions/` holds
+//! `cluster.json` says what the cluster is meant to be; `layout.json` which shards it was last seen to have; `lock` keeps two commands from changing it at once; `sessions/` holds
 //! causal contexts; `data/`, `logs/` and `pids/` belong to nodes that run as local processes.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use etcetera::BaseStrategy;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Spec;
 use crate::error::{Failure, Result};
-
-/// How long a command waits for another one of the same session, and how often it looks.
-const SESSION_WITHIN: Duration = Duration::from_secs(30);
-const SESSION_AGAIN: Duration = Duration::from_millis(5);
 
 /// Where a cluster's nodes run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +30,9 @@ pub struct Record {
     pub spec: Spec,
     /// What its nodes prove to each other.
     pub secret: String,
+    /// The kvnode binary that was named with --kvnode, as a full path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kvnode: Option<PathBuf>,
 }
 
 /// One cluster's folder.
@@ -50,7 +49,7 @@ pub fn is_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
 }
 
-fn io(what: &Path, error: &std::io::Error) -> Failure {
+pub fn io(what: &Path, error: &std::io::Error) -> Failure {
     Failure::environment(format!("{}: {error}", what.display()))
 }
 
@@ -75,7 +74,7 @@ impl StateDir {
         Ok(path)
     }
 
-    fn record_path(&self) -> PathBuf {
+    pub fn record_path(&self) -> PathBuf {
         self.0.join("cluster.json")
     }
 
@@ -87,8 +86,25 @@ impl StateDir {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io(&path, &error)),
         };
-        let record = serde_json::from_str(&text);
-        record.map(Some).map_err(|error| Failure::environment(format!("{} can't be read: {error}", path.display())))
+        self.understand(&text).map(Some).map_err(|why| {
+            Failure::environment(format!(
+                "{0} can't be used: {why}; put a good copy of it in its place, or move it away (`mv {0} {0}.damaged`): then \
+                 `kvctl cluster up`, with the options that the cluster was made with, takes over what is there of it",
+                path.display()
+            ))
+        })
+    }
+
+    /// A record that can be gone by: it may have been copied from elsewhere, or changed by hand.
+    fn understand(&self, text: &str) -> std::result::Result<Record, String> {
+        let record: Record = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        record.spec.check().map_err(|failure| failure.message)?;
+        let own = self.0.file_name().and_then(|name| name.to_str());
+        if own == Some(&record.spec.name) {
+            Ok(record)
+        } else {
+            Err(format!("it is of cluster '{}'", record.spec.name))
+        }
     }
 
     pub fn save(&self, record: &Record) -> Result<()> {
@@ -97,17 +113,67 @@ impl StateDir {
         replace(&self.record_path(), text.as_bytes())
     }
 
+    /// Whether there is a record, readable or not.
+    pub fn has_record(&self) -> bool {
+        self.record_path().exists()
+    }
+
+    /// Whether there is data here of nodes that ran as local processes.
+    pub fn has_data(&self) -> bool {
+        fs::read_dir(self.0.join("data")).is_ok_and(|mut entries| entries.next().is_some())
+    }
+
+    fn layout_path(&self) -> PathBuf {
+        self.0.join("layout.json")
+    }
+
+    /// Keeps which shards there are and where their members are, as nodes that serve told; nothing is no news.
+    pub fn keep_layout(&self, layout: &BTreeMap<String, Vec<String>>) -> Result<()> {
+        if layout.is_empty() {
+            return Ok(());
+        }
+        replace(&self.layout_path(), serde_json::to_string_pretty(layout).expect("a layout is plain data").as_bytes())
+    }
+
+    /// What was kept last; empty if the cluster was never seen to serve.
+    pub fn layout(&self) -> Result<BTreeMap<String, Vec<String>>> {
+        let path = self.layout_path();
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            Err(error) => return Err(io(&path, &error)),
+        };
+        serde_json::from_str(&text).map_err(|error| {
+            let text = format!(
+                "{} can't be used: {error}; it tells which shards the cluster had, to notice lost data: remove it if all \
+                 data is there, and give the command again",
+                path.display()
+            );
+            Failure::environment(text)
+        })
+    }
+
+    /// Forgets what was seen of an earlier cluster of this name: the one that is made now has seen none of it.
+    pub fn forget_seen(&self) -> Result<()> {
+        self.forget_layout()?;
+        remove(&self.0.join("sessions"))
+    }
+
+    pub fn forget_layout(&self) -> Result<()> {
+        remove(&self.layout_path())
+    }
+
+    /// Forgets what the cluster is meant to be, and nothing else.
+    pub fn forget_record(&self) -> Result<()> {
+        remove(&self.record_path())
+    }
+
     /// Forgets the cluster, and with `data` everything its nodes kept. The caller holds the lock and gives it up with this.
     pub fn forget(&self, data: bool) -> Result<()> {
         // The record goes after what it tells of: a command that is cut short can be given again.
-        let all: &[&str] = &["sessions", "data", "logs", "pids", "cluster.json", "lock"];
+        let all: &[&str] = &["sessions", "data", "logs", "pids", "layout.json", "cluster.json", "lock"];
         for name in if data { all } else { &["pids"] } {
-            let path = self.0.join(name);
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            match removed {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(&path, &error)),
-                _ => {}
-            }
+            remove(&self.0.join(name))?;
         }
         if data {
             // It stays if another command has begun to use it meanwhile.
@@ -142,32 +208,14 @@ impl StateDir {
             return written.map(|()| file).map_err(|error| io(&path, &error));
         }
     }
+}
 
-    /// Opens a session's context and keeps it to this command until it is dropped.
-    pub fn session(&self, name: &str) -> Result<SessionFile> {
-        if name.is_empty() || name.len() > 100 || name.contains(['/', '\0']) || name.starts_with('.') {
-            return Err(Failure::usage(format!("'{name}' is no session name")));
-        }
-        let folder = self.make("sessions")?;
-        let (path, lock_path) = (folder.join(format!("{name}.context")), folder.join(format!("{name}.lock")));
-        let lock = open(&lock_path)?;
-        let begun = Instant::now();
-        loop {
-            match lock.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::WouldBlock) if begun.elapsed() < SESSION_WITHIN => std::thread::sleep(SESSION_AGAIN),
-                Err(TryLockError::WouldBlock) => {
-                    let text = format!(
-                        "another kvctl has used session '{name}' for {SESSION_WITHIN:?}; --session names another, --no-session does without"
-                    );
-                    return Err(Failure::new(crate::error::Code::Conflict, text));
-                }
-                Err(TryLockError::Error(error)) => return Err(io(&lock_path, &error)),
-            }
-        }
-        let metadata =
-            fs::read_to_string(&path).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
-        Ok(SessionFile { path, metadata, _lock: lock })
+/// Removes a file or a folder, if it is there.
+pub fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(io(path, &error)),
+        _ => Ok(()),
     }
 }
 
@@ -180,32 +228,20 @@ fn held(file: &mut File) -> Failure {
     Failure::new(crate::error::Code::Conflict, text)
 }
 
-fn open(path: &Path) -> Result<File> {
+pub fn open(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     options.open(path).map_err(|error| io(path, &error))
 }
 
-/// Writes a file so that a reader sees the old or the new content, never a part.
-fn replace(path: &Path, content: &[u8]) -> Result<()> {
+/// Writes a file so that a reader sees the old or the new content, never a part; also after a crash of the host.
+pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
     // Appended, not put in place of an extension: `a.b` and `a.c` are two sessions.
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new);
-    let written = file.as_mut().map_err(|error| io(&new, error))?.write_all(content);
+    let file = file.as_mut().map_err(|error| io(&new, error))?;
+    let written = file.write_all(content).and_then(|()| file.sync_data());
     written.and_then(|()| fs::rename(&new, path)).map_err(|error| io(path, &error))
-}
-
-/// A causal session, held by one command at a time.
-pub struct SessionFile {
-    path: PathBuf,
-    pub metadata: Option<String>,
-    _lock: File,
-}
-
-impl SessionFile {
-    pub fn save(&self, metadata: &str) -> Result<()> {
-        replace(&self.path, metadata.as_bytes())
-    }
 }

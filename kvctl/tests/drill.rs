@@ -50,6 +50,7 @@ fn all_faults_break_no_promise_and_a_changed_history_does() {
     // A session that reads, after its own acknowledged write, what the key was before.
     let text = std::fs::read_to_string(&history).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(out_of_nowhere(&lines), None, "a context that its session was neither answered nor handed");
     let (at, older) = stale_read(&lines).expect("somebody reads a key again that it has written");
     let mut lines = lines;
     lines[at]["value"] = older.into();
@@ -59,6 +60,32 @@ fn all_faults_break_no_promise_and_a_changed_history_does() {
     assert_eq!(red.code, 8, "{red:?}");
     assert!(red.out.contains("BROKEN") && red.out.contains("context ["), "{red:?}");
     assert!(std::fs::read_to_string(&page).unwrap().contains("Promises were broken"));
+}
+
+/// An operation with a context that its session had not got before: neither with an answer nor from another session.
+fn out_of_nowhere(lines: &[Value]) -> Option<&Value> {
+    let mut has = std::collections::BTreeSet::new();
+    // In the order of events: a context is got at the end of an operation, or when it is received.
+    let mut events: Vec<(u64, &Value)> = Vec::new();
+    for line in lines.iter().filter(|line| line["session"].is_u64()) {
+        events.extend(["call", "return"].iter().filter_map(|end| Some((line[*end].as_u64()?, line))));
+    }
+    events.sort_by_key(|(event, _)| *event);
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    for (event, line) in events {
+        let session = line["session"].as_u64();
+        if line["kind"] == "recv" {
+            has.insert((session, text(&line["context"])));
+        } else if line["return"] == event {
+            has.insert((session, text(&line["answered"])));
+        } else if line["context"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|one| !has.contains(&(session, text(one)))))
+        {
+            return Some(line);
+        }
+    }
+    None
 }
 
 /// A read by a session of a key that the same session had put twice before, and what it put first.

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::process::Stdio;
 
 use serde_json::Value;
-use support::{Cluster, Said, chain, hear, interrupt, unread, until};
+use support::{Cluster, Said, chain, hear, interrupt, kvnode, unread, until};
 
 /// A cluster on loopback addresses of its own.
 fn cluster(name: &str, block: u8) -> Cluster {
@@ -122,6 +122,7 @@ fn what_is_in_the_way_is_named_and_nothing_is_left() {
     assert_eq!(said.code, 10, "{said:?}");
     let me = format!("process {}", std::process::id());
     assert!(said.err.contains("carol") && said.err.contains(&me), "{said:?}");
+    assert!(!said.err.contains("taking back"), "nothing was made: {said:?}");
     assert_eq!(cluster.run(&["cluster", "status"]).code, 10, "no cluster is left");
     assert!(TcpListener::bind(format!("127.{second}.5.2:8090")).is_ok(), "no process is left");
 }
@@ -220,4 +221,38 @@ fn a_cluster_that_does_not_get_ready_says_who_and_why() {
     assert_eq!((said.code, said.out.as_str()), (1, ""), "{said:?}");
     assert!(said.err.contains("ended by itself") && said.err.contains("its last words"), "{said:?}");
     assert!(!cluster.state().exists(), "nothing is left");
+}
+
+#[test]
+fn a_kvnode_that_was_named_once_is_used_again() {
+    let mut cluster = cluster("named", 12);
+    cluster.set_apart(Some(&kvnode()));
+    let named = cluster.home().join("named-kvnode");
+    std::fs::copy(kvnode(), &named).expect("a copy");
+    // Named from where it is, used from anywhere.
+    let mut up = cluster.up_command();
+    let said: Said = up.current_dir(cluster.home()).args(["--kvnode", "named-kvnode"]).output().expect("starts").into();
+    assert_eq!(said.code, 0, "{said:?}");
+    let program = |node: &str| {
+        let noted = std::fs::read_to_string(cluster.state().join("pids").join(node)).expect("it was started");
+        let pid = noted.split(' ').next().expect("a number").to_owned();
+        std::fs::read_link(format!("/proc/{pid}/exe")).expect("it runs")
+    };
+    let named = std::fs::canonicalize(named).expect("it is there");
+    for command in [&["cluster", "up"][..], &["node", "start", "bob"]] {
+        cluster.ok(&["node", "kill", "bob"]);
+        cluster.ok(command);
+        assert_eq!(program("bob"), named, "{command:?}");
+    }
+    cluster.ok(&["node", "add"]);
+    assert_eq!(program("grace"), named);
+
+    cluster.ok(&["node", "kill", "bob"]);
+    std::fs::remove_file(&named).expect("removed");
+    let said = cluster.run(&["cluster", "up"]);
+    let path = named.display().to_string();
+    assert!(said.code == 2 && said.err.contains(&path) && said.err.contains("--kvnode"), "{said:?}");
+    let other = cluster.home().join("bin/kvnode");
+    cluster.ok(&["cluster", "up", "--kvnode", other.to_str().expect("UTF-8")]);
+    assert_eq!(program("bob"), std::fs::canonicalize(other).expect("it is there"));
 }

@@ -33,6 +33,7 @@ pub async fn run(context: &Context, name: Option<&str>, limit: Duration) -> Resu
     let (before, runtime) = context.runtime().await?;
     let others = client_of(&before, &runtime, &Via::default()).await?;
     answers(&others).await?;
+    super::node::starts_beside(context, &before, &runtime).await?;
     let node = before.spec.next_node(name, &runtime.taken().await?)?;
     let mut record = before.clone();
     record.spec.added.push(node.clone());
@@ -45,8 +46,7 @@ pub async fn run(context: &Context, name: Option<&str>, limit: Duration) -> Resu
         Err(failure) => Err(failure),
     };
     if let Err(failure) = joined {
-        progress.step("taking back what was made");
-        runtime.undo().await;
+        runtime.undo(&progress).await;
         context.state.save(&before)?;
         return Err(failure);
     }

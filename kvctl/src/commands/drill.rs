@@ -10,8 +10,8 @@ use futures_util::future::{join, join_all};
 use kvnode::client::Client;
 
 use super::Context;
-use super::cluster::bring_up;
-use crate::args::{DrillArgs, UpArgs};
+use super::up::bring_up;
+use crate::args::{Consent, DrillArgs, UpArgs};
 use crate::cluster::{DEFAULT_NAME, NodeSpec};
 use crate::drill::fault::{KINDS, Kind, Kinds};
 use crate::drill::history::{End, FORMAT, Final, Head, History, Recorder};
@@ -19,7 +19,7 @@ use crate::drill::inject::{Injector, probe, shards_at};
 use crate::drill::report;
 use crate::drill::schedule::{self, Planned};
 use crate::drill::verdict::{self, Verdict};
-use crate::drill::workload::{Load, Target, think_ms_max};
+use crate::drill::workload::{Client1, Load, Target, think_ms_max};
 use crate::error::{Code, Failure, Result};
 use crate::goal::Goal;
 use crate::interrupt::Interrupt;
@@ -51,7 +51,7 @@ async fn fresh(context: &Context, args: &DrillArgs) -> Result<()> {
     let name = if context.name == DEFAULT_NAME { FRESH_NAME } else { &context.name };
     let context = Context { name: name.to_owned(), output: context.output, state: StateDir::of(name)? };
     let interrupt = Interrupt::listen()?;
-    let made = {
+    let (_, runtime) = {
         let _lock = context.state.lock()?;
         if context.state.load()?.is_some() {
             let text = format!(
@@ -60,13 +60,8 @@ async fn fresh(context: &Context, args: &DrillArgs) -> Result<()> {
             return Err(Failure::new(Code::Conflict, text));
         }
         let up = UpArgs { drill: true, ..args.up.clone() };
-        let made = bring_up(&context, &up, None, &interrupt).await;
-        if made.is_err() {
-            context.state.forget(true)?;
-        }
-        made
+        bring_up(&context, &up, Consent::default(), &interrupt).await?
     };
-    let (_, runtime) = made?;
     let done = drill(&context, args, false).await;
     // What failed may show there why, unless it is the user who broke it off or asked for what there is not.
     if done.as_ref().is_err_and(|failure| failure.code != Code::Usage) && interrupt.check().is_ok() {
@@ -308,9 +303,9 @@ async fn carry_out(
             recorder.borrow_mut().last(Final { node, key, value, tombstone, error });
         }
     }
-    let longest = contexts.into_iter().flatten().max_by_key(String::len);
+    let longest = contexts.into_iter().flatten().max_by_key(|(_, context)| context.len());
     let quiet_context = match longest {
-        Some(context) => Some(quiet(&load, context, targets.len(), &keys).await),
+        Some((session, context)) => Some(quiet(&load, load.take_over(session, context), targets.len(), &keys).await),
         None => None,
     };
     recorder.borrow_mut().end(End { stopped_ms, healed_ms, equal_ms, unmet, troubles, quiet_context });
@@ -343,13 +338,12 @@ async fn converged(
     }
 }
 
-/// A context goes round until it is as short as contexts are at rest.
-async fn quiet(load: &Load<'_>, mut context: String, nodes: usize, keys: &[String]) -> String {
+/// A session's context goes round until it is as short as contexts are at rest.
+async fn quiet(load: &Load<'_>, mut client: Client1, nodes: usize, keys: &[String]) -> String {
     let begun = Instant::now();
+    let mut context = String::new();
     for step in 0.. {
-        if let Some(answered) = load.go_round(context.clone(), step % nodes, &keys[step % keys.len()]).await {
-            context = answered;
-        }
+        load.go_round(&mut client, step % nodes, &keys[step % keys.len()]).await.clone_into(&mut context);
         if context.len() <= QUIET_ENOUGH || begun.elapsed() > QUIET_WITHIN {
             break;
         }

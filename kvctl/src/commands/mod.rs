@@ -8,15 +8,17 @@ use crate::args::{Cli, Command, Output, ShardCommand, Via};
 use crate::cluster::NodeSpec;
 use crate::error::{Code, Failure, Result};
 use crate::render::printable;
-use crate::runtime::{NodeState, Runtime};
-use crate::state::{Record, StateDir};
+use crate::runtime::{self, NodeState, Runtime, trace};
+use crate::state::{Record, RuntimeKind, StateDir};
 
 mod add;
 mod bench;
 mod cluster;
 mod data;
 mod drill;
+mod leftover;
 mod look;
+mod loss;
 mod node;
 mod patience;
 mod recover;
@@ -25,6 +27,7 @@ mod remove;
 mod reshard;
 mod status;
 mod topology;
+mod up;
 mod wait;
 
 use patience::patiently;
@@ -41,6 +44,16 @@ impl Context {
     /// The cluster that the command is about.
     pub fn record(&self) -> Result<Record> {
         self.state.load()?.ok_or_else(|| {
+            let traces = runtime::local::traces(&self.state);
+            if !traces.is_empty() {
+                let text = format!(
+                    "{} is gone, but its nodes run: {}; `kvctl cluster up`, with the options that the cluster was made \
+                     with, takes them over",
+                    self.state.record_path().display(),
+                    trace::shown(&traces, RuntimeKind::Local)
+                );
+                return Failure::new(Code::Conflict, text);
+            }
             let option = if self.name == crate::cluster::DEFAULT_NAME {
                 String::new()
             } else {

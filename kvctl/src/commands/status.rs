@@ -10,7 +10,7 @@ use super::{Context, Names};
 use crate::cluster::NodeSpec;
 use crate::error::Result;
 use crate::observe::{LOOK_TIMEOUT, Status, layout_of};
-use crate::render::{line, printable, show, table};
+use crate::render::{line, printable, say, show, table};
 use crate::runtime::{NodeState, Runtime};
 use crate::state::{Record, RuntimeKind};
 
@@ -54,7 +54,11 @@ struct Seen {
 }
 
 pub async fn run(context: &Context) -> Result<()> {
+    super::cluster::remembered(context).await?;
     let (record, runtime) = context.runtime().await?;
+    if let Err(failure) = runtime.agrees().await {
+        say(&format!("warning: {failure}, which is not what {} says", context.state.record_path().display()));
+    }
     show_status(context, &record, &runtime).await
 }
 

@@ -66,6 +66,7 @@ async fn remove(context: &Context, address: &str, limit: Duration, via: &Via) ->
         context.state.save(&record)?;
     }
     let answer = answer?;
+    super::loss::remember_now(context, &record, &runtime).await;
     show_result(context, &answer);
     if let Some(warning) = answer.json().get("warning").and_then(Value::as_str) {
         say(&format!("warning: {}", printable(warning)));
@@ -89,7 +90,10 @@ pub async fn add_member(context: &Context, shard: &str, address: &str, limit: Du
     let body = json!({ "socket-address": address_of(&record, &runtime, address)? });
     let client = client_of(&record, &runtime, via).await?.patient(limit);
     let path = format!("/shard/add-member/{}", kvnode::client::encode(shard));
-    show_result(context, &change(&client, &Names::of(&record, &runtime), Method::PUT, &path, Some(&body)).await?);
+    let names = Names::of(&record, &runtime);
+    let answer = change(&client, &names, Method::PUT, &path, Some(&body)).await?;
+    super::loss::remember_now(context, &record, &runtime).await;
+    show_result(context, &answer);
     Ok(())
 }
 

@@ -28,8 +28,10 @@ pub async fn run(context: &Context, args: &WaitArgs) -> Result<()> {
     let mut observer = Observer::new(&record, &runtime);
     let progress = Progress::waiting();
     loop {
-        let unmet = args.goal.unmet(&observer.look().await);
+        let seen = observer.look().await;
+        let unmet = args.goal.unmet(&seen);
         if unmet.is_empty() {
+            super::loss::remember(context, &seen);
             break;
         }
         if begun.elapsed() > args.timeout {

@@ -3,6 +3,7 @@
 //! `fault` and `schedule` (what goes wrong when: pure, from a seed) → `inject` (makes it happen, and heals) beside `workload` (the
 //! clients) → `history` (every operation, a line each) → `moments` (the same for the judge) → `verdict` → `report` (a page).
 
+mod availability;
 pub mod fault;
 pub mod history;
 pub mod inject;

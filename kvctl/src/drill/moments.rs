@@ -16,6 +16,14 @@ pub struct Moments {
     pub of: Vec<Option<usize>>,
 }
 
+/// No drill is longer than a month: what is counted by the second has room.
+const TIME_MS_MAX: f64 = 31.0 * 24.0 * 3_600_000.0;
+
+/// Whether something can have been at this time.
+pub fn is_time(ms: f64) -> bool {
+    (0.0..=TIME_MS_MAX).contains(&ms)
+}
+
 /// A hand-over goes by way of a session that does nothing else: what the giver learns after the send is not handed over.
 fn between(hand: u32) -> usize {
     (1 << 40) + hand as usize
@@ -37,6 +45,9 @@ impl Moments {
             let key = *keys.get(op.key.as_str()).ok_or_else(|| format!("the head names no key '{}'", op.key))?;
             if op.returned <= op.call {
                 return Err(format!("event {} returns before its call", op.call));
+            }
+            if !is_time(op.at_ms) || !is_time(op.at_ms + op.took_ms) {
+                return Err(format!("the operation at event {} is at no time that a drill can have", op.call));
             }
             if op.is_write() && !op.value.is_some_and(|value| written.insert(value)) {
                 return Err(format!("the write at event {} has no value of its own", op.call));
@@ -217,6 +228,9 @@ mod tests {
         assert!(refused(&format!("{PUT}\n{PUT}")).contains("no value of its own"));
         assert!(refused(&PUT.replace("\"return\":2", "\"return\":1")).contains("before its call"));
         assert!(refused(&PUT.replace("\"a\"", "\"z\"")).contains("no key 'z'"));
+        for (time, other) in [("\"at-ms\":1.5", "\"at-ms\":-1.5"), ("\"took-ms\":2.0", "\"took-ms\":1e300")] {
+            assert!(refused(&PUT.replace(time, other)).contains("no time"), "{other}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use kvnode::checker::judge;
 use serde::Serialize;
 
+use super::availability;
 use super::history::{Fate, History, Op, Verb};
 use super::moments::{self, Moments};
 use crate::render::line;
@@ -38,11 +39,14 @@ pub struct Verdict {
     pub faults: usize,
     /// Faults that could not be injected.
     pub left_out: usize,
-    /// The part of the operations that was answered: of all, and of each second's (`None`: none was begun).
+    /// The part of the operations that was answered: of all, and of each second's, with those that clients could not ask because
+    /// they waited (`None`: nobody wanted anything).
     pub availability: f64,
     pub availability_per_second: Vec<Option<f64>>,
-    /// Writes in one copy whose only holder was wiped.
+    /// Writes that may be lost by right, whether they are or not: those in one copy whose only holder was wiped. Twice, because
+    /// the first name says more than is known.
     pub lost_by_right: usize,
+    pub may_be_lost: usize,
     /// Characters of the longest context, and of one in the end.
     pub context_max: usize,
     pub context_quiet: Option<usize>,
@@ -60,6 +64,9 @@ pub fn of(history: &History) -> Result<Verdict, String> {
     let lost = moments::lost_by_right(history);
     let (last, differ) = moments::finals(history);
     let Some(end) = &history.end else { return Err("the drill was broken off: its end is not in the history".into()) };
+    if !moments::is_time(end.stopped_ms) {
+        return Err("its end is at no time that a drill can have".into());
+    }
     let mut offences = Vec::new();
     if let Err(why) = judge(&moments.all, &lost, &last) {
         offences.push(causal_offence(history, &moments, why));
@@ -100,16 +107,8 @@ pub fn of(history: &History) -> Result<Verdict, String> {
         let what = format!("a context stays longer than {QUIET_CONTEXT_MAX} characters in the quiet cluster");
         offences.push(Offence { what, operations: end.quiet_context.iter().cloned().collect() });
     }
-    // Of each second: operations, and those that were answered.
-    let second = |ms: f64| (ms / 1_000.0) as usize;
-    let mut seconds = vec![(0, 0); second(end.stopped_ms) + 1];
-    for op in history.ops.iter().filter(|op| op.at_ms <= end.stopped_ms) {
-        let (all, answered) = &mut seconds[second(op.at_ms)];
-        *all += 1;
-        *answered += usize::from(op.is_answered());
-    }
-    let part = |(all, answered): (usize, usize)| (answered as f64 / all.max(1) as f64 * 1e4).round() / 1e4;
-    let working = seconds.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    let working: Vec<&Op> = history.ops.iter().filter(|op| op.at_ms <= end.stopped_ms).collect();
+    let worked = working.iter().filter(|op| op.is_answered()).count();
     let count = |fate: Fate| history.ops.iter().filter(|op| op.result == fate).count();
     let contexts = history.ops.iter().filter_map(|op| op.answered.as_ref()).map(String::len);
     let left_out = history.faults.iter().filter(|one| one.problem.is_some()).count();
@@ -124,9 +123,10 @@ pub fn of(history: &History) -> Result<Verdict, String> {
         refused: history.ops.iter().filter(|op| op.result == Fate::Fail && !op.is_answered()).count(),
         faults: history.faults.len() - left_out,
         left_out,
-        availability: part(working),
-        availability_per_second: seconds.into_iter().map(|one| (one.0 > 0).then(|| part(one))).collect(),
+        availability: availability::rounded(worked as f64 / working.len().max(1) as f64),
+        availability_per_second: availability::per_second(history, end.stopped_ms),
         lost_by_right: lost.len(),
+        may_be_lost: lost.len(),
         context_max: contexts.max().unwrap_or(0),
         context_quiet,
         converged_ms: end.equal_ms.map(|equal| (equal - end.healed_ms).max(0.0)),
@@ -177,6 +177,23 @@ fn op_text(op: &Op) -> String {
 }
 
 impl Verdict {
+    /// The part of what was asked, or should have been, that was answered in the worst second.
+    fn worst_second(&self) -> f64 {
+        self.availability_per_second.iter().copied().flatten().fold(1.0, f64::min)
+    }
+
+    /// How much was answered.
+    fn summary(&self) -> String {
+        format!(
+            "answered {:.1} % (worst second {:.0} %), {} refused, {} of unknown fate, {} may be lost (one copy, wiped)",
+            self.availability * 100.0,
+            self.worst_second() * 100.0,
+            self.refused,
+            self.unknown,
+            self.may_be_lost
+        )
+    }
+
     /// For people: a few lines.
     pub fn show(&self) {
         let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
@@ -196,15 +213,7 @@ impl Verdict {
             plural(self.faults, "fault"),
             self.left_out
         ));
-        let worst = self.availability_per_second.iter().copied().flatten().fold(1.0, f64::min);
-        line(&format!(
-            "answered {:.1} % (worst second {:.0} %), {} refused, {} of unknown fate, {} lost by right",
-            self.availability * 100.0,
-            worst * 100.0,
-            self.refused,
-            self.unknown,
-            self.lost_by_right
-        ));
+        line(&self.summary());
         let quiet = self.context_quiet.map_or_else(|| "-".to_owned(), |length| length.to_string());
         let equal = self.converged_ms.map_or_else(|| "never".to_owned(), |ms| format!("{:.1} s", ms / 1_000.0));
         line(&format!(
@@ -229,6 +238,44 @@ mod tests {
         assert!(verdict.kept, "{verdict:?}");
         assert_eq!((verdict.operations, verdict.answered, verdict.availability), (2, 2, 1.0));
         assert_eq!(verdict.context_quiet, Some(1));
+    }
+
+    /// Two clients ask ten times a second each; then one waits for an answer that never comes, then both, then none.
+    #[test]
+    fn a_second_counts_what_should_have_been_asked_in_it() {
+        let mut lines = Vec::new();
+        let mut op = |at_ms: u32, took_ms: u32, is_answered: bool| {
+            let number = lines.len() as u64;
+            let events = format!(r#""call":{},"return":{}"#, 2 * number + 1, 2 * number + 2);
+            let line = PUT
+                .replace("1000001", &(1_000_001 + number).to_string())
+                .replace(r#""call":1,"return":2"#, &events)
+                .replace(r#""at-ms":1.5,"took-ms":2.0"#, &format!(r#""at-ms":{at_ms}.0,"took-ms":{took_ms}.0"#));
+            lines.push(if is_answered {
+                line
+            } else {
+                line.replace("\"ok\"", "\"info\"").replace("\"status\":201", "\"status\":503")
+            });
+        };
+        for second in [0, 1, 2, 6, 7] {
+            (0..20).for_each(|number| op(second * 1_000 + 50 * (number / 2), 10, true));
+        }
+        // From 3 to 6 s, and from 4 to 6 s.
+        op(3_000, 3_000, false);
+        (0..10).for_each(|number| op(3_000 + 100 * number, 10, true));
+        op(4_000, 2_000, false);
+        // A refusal at once is one, and so is a slow answer.
+        op(7_900, 10, false);
+        lines.push(END.replace("10.0", "8900.0").replace("11.0", "8900.0").replace("12.0", "8900.0"));
+        let verdict = of(&history(&lines.join("\n"))).unwrap();
+        let part = |number: f64| Some(number);
+        let all = &verdict.availability_per_second;
+        assert_eq!(all[..6], [part(1.0), part(1.0), part(1.0), part(0.5), part(0.0), part(0.0)], "{all:?}");
+        assert_eq!(all[8], None, "nobody asked, and nobody was kept from it: {all:?}");
+        assert!(all[7].is_some_and(|last| (0.9..1.0).contains(&last)), "{all:?}");
+        assert_eq!(verdict.worst_second(), 0.0);
+        assert!(verdict.summary().contains("worst second 0 %"), "{}", verdict.summary());
+        assert!(verdict.summary().contains("0 may be lost"), "{}", verdict.summary());
     }
 
     #[test]
@@ -274,5 +321,7 @@ mod tests {
         let all: Vec<&str> = verdict.offences.iter().map(|offence| offence.what.as_str()).collect();
         assert_eq!(all.len(), 3, "{all:?}");
         assert!(of(&history(PUT)).unwrap_err().contains("broken off"));
+        let endless = END.replace("10.0", "1e300");
+        assert!(of(&history(&[PUT, &endless].join("\n"))).unwrap_err().contains("no time"));
     }
 }

@@ -44,7 +44,7 @@ pub struct Load<'a> {
 }
 
 /// One client's session, as far as it goes.
-struct Client1 {
+pub struct Client1 {
     session: u32,
     /// What it has to hand back: up to two tokens, which the store merges.
     tokens: Vec<String>,
@@ -81,8 +81,8 @@ impl<'a> Load<'a> {
         Client1 { session: next(&self.sessions), tokens: Vec::new() }
     }
 
-    /// Works as a client until [`Self::stop`]; gives the context it ends with.
-    pub async fn client(&self, seed: u64) -> Option<String> {
+    /// Works as a client until [`Self::stop`]; gives its session and the context it ends with.
+    pub async fn client(&self, seed: u64) -> Option<(u32, String)> {
         let mut rng = Rng::new(seed);
         let mut client = self.fresh();
         while !self.stopped.get() {
@@ -102,7 +102,20 @@ impl<'a> Load<'a> {
             let node = self.choose(&mut rng);
             self.request(&mut client, node, verb, key).await;
         }
-        client.tokens.pop()
+        // Two that were never merged are not what the session has seen.
+        if let [context] = client.tokens.as_slice() { Some((client.session, context.clone())) } else { None }
+    }
+
+    /// A session that takes over another's context.
+    pub fn take_over(&self, session: u32, context: String) -> Client1 {
+        let mut recorder = self.recorder.borrow_mut();
+        let (call, at_ms, hand) = (recorder.event(), recorder.now_ms(), next(&self.hands));
+        let offer = Hand { session, hand, call, at_ms, context };
+        recorder.send(offer.clone());
+        let client = Client1 { session: next(&self.sessions), tokens: vec![offer.context.clone()] };
+        let (call, at_ms) = (recorder.event(), recorder.now_ms());
+        recorder.recv(Hand { session: client.session, call, at_ms, ..offer });
+        client
     }
 
     /// Takes over a context that another session offers, or offers its own.
@@ -179,11 +192,10 @@ impl<'a> Load<'a> {
         self.request(&mut self.fresh(), node, Verb::Get, key).await
     }
 
-    /// Reads a key at a node with a context; what became of the context.
-    pub async fn go_round(&self, context: String, node: usize, key: &str) -> Option<String> {
-        // Whose context it was does not matter here: as a session of its own it may see whatever is in the end.
-        let mut client = Client1 { session: next(&self.sessions), tokens: vec![context] };
-        self.request(&mut client, node, Verb::Get, key).await.answered
+    /// Reads a key at a node; the context that the session has then.
+    pub async fn go_round<'c>(&self, client: &'c mut Client1, node: usize, key: &str) -> &'c str {
+        self.request(client, node, Verb::Get, key).await;
+        client.tokens.first().map_or("", String::as_str)
     }
 }
 

@@ -7,6 +7,7 @@ use bollard::Docker;
 use bollard::query_parameters::{BuildImageOptionsBuilder, RemoveImageOptions, TagImageOptionsBuilder};
 use futures_util::StreamExt;
 
+use super::BUILD_IT;
 use crate::error::{Failure, Result};
 use crate::render::say;
 
@@ -25,9 +26,14 @@ pub enum Build {
     Source(PathBuf),
 }
 
-/// What must be built so that the image holds the binary at hand; `None` if it does.
-pub async fn needed(docker: &Docker, image: &str, kvnode: Option<&Path>) -> Result<Option<Build>> {
+/// What must be built so that the image holds the binary at hand; `None` if it does. `is_named`: somebody has chosen it, so
+/// nothing else takes its place.
+pub async fn needed(docker: &Docker, image: &str, kvnode: Option<&Path>, is_named: bool) -> Result<Option<Build>> {
     let present = docker.inspect_image(image).await.ok();
+    if let Some(unfit) = kvnode.filter(|path| is_named && !is_static_linux(path)) {
+        let text = format!("--kvnode {}: that is no static Linux program, which an image needs", unfit.display());
+        return Err(Failure::usage(text));
+    }
     let Some(kvnode) = kvnode.filter(|path| is_static_linux(path)) else {
         if present.is_some() {
             return Ok(None);
@@ -35,9 +41,13 @@ pub async fn needed(docker: &Docker, image: &str, kvnode: Option<&Path>) -> Resu
         let source = source_tree().ok_or_else(|| {
             Failure::environment(format!(
                 "there is no image '{image}', no static Linux kvnode beside kvctl, and no source tree here to build one from; \
-                 run `cargo build --release` and try again"
+                 {BUILD_IT}"
             ))
         })?;
+        say(&format!(
+            "there is no static Linux kvnode beside kvctl: one is built inside Docker, which takes minutes; {BUILD_IT}, too, \
+             and is quicker the next time"
+        ));
         return Ok(Some(Build::Source(source)));
     };
     let bytes =
@@ -68,7 +78,13 @@ impl Build {
     pub async fn run(self, docker: &Docker, image: &str) -> Result<()> {
         match self {
             Self::Binary { bytes, mark, .. } => build(docker, image, scratch_archive(&bytes)?, mark).await,
-            Self::Source(source) => build(docker, image, source_archive(&source)?, FROM_SOURCE.to_owned()).await,
+            Self::Source(source) => {
+                let built = build(docker, image, source_archive(&source)?, FROM_SOURCE.to_owned()).await;
+                built.map_err(|failure| {
+                    let text = format!("{failure}\nWithout that build: {BUILD_IT}; then give the command again");
+                    Failure::new(failure.code, text)
+                })
+            }
         }
     }
 }
@@ -82,6 +98,12 @@ pub struct Undo {
 impl Undo {
     pub async fn before(docker: &Docker, image: &str) -> Self {
         Self { image: image.to_owned(), before: id(docker, image).await }
+    }
+
+    /// Whether the name stands for another image than before.
+    pub async fn is_needed(&self, docker: &Docker) -> bool {
+        let now = id(docker, &self.image).await;
+        now.is_some() && now != self.before
     }
 
     /// The name stands again for what it stood for, and what was built is gone.

@@ -10,12 +10,16 @@ use crate::error::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::render::{Progress, say};
 use crate::state::{Record, RuntimeKind, StateDir};
+use trace::Trace;
 
 pub mod docker;
 pub mod engine;
 pub mod image;
+pub mod left;
 pub mod local;
 pub mod ports;
+pub mod processes;
+pub mod trace;
 
 /// What a node's process or container does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -36,6 +40,13 @@ impl NodeState {
             Self::Paused => "paused",
         }
     }
+}
+
+/// A node that does not run and has no data.
+pub struct Gone {
+    pub node: NodeSpec,
+    /// Where its data would be.
+    pub place: String,
 }
 
 /// What can be done to a single node.
@@ -74,11 +85,20 @@ pub async fn choose(wanted: Option<RuntimeArg>, known: Option<RuntimeKind>) -> R
     }
 }
 
-/// The secret of nodes of this cluster that are there although no cluster is remembered.
-pub async fn secret_left(kind: RuntimeKind, cluster: &str) -> Result<Option<String>> {
+/// The nodes of a cluster that are there, whatever this kvctl remembers of it: containers, or processes that have their data
+/// in its folder.
+pub async fn traces(kind: RuntimeKind, cluster: &str, state: &StateDir) -> Result<Vec<Trace>> {
     match kind {
-        RuntimeKind::Docker => docker::secret_of(&engine::connect().await?, cluster).await,
-        RuntimeKind::Local => Ok(None),
+        RuntimeKind::Docker => docker::traces(&engine::connect().await?, cluster).await,
+        RuntimeKind::Local => Ok(local::traces(state)),
+    }
+}
+
+/// A node's own address.
+pub fn ip(kind: RuntimeKind, node: &NodeSpec) -> Ipv4Addr {
+    match kind {
+        RuntimeKind::Docker => node.ip,
+        RuntimeKind::Local => local_ip(node),
     }
 }
 
@@ -90,17 +110,12 @@ impl Runtime {
         }
     }
 
-    /// Makes everything that is missing. After a failure nothing is left that this call made.
-    pub async fn up(&self, kvnode: Option<&Path>, interrupt: &Interrupt, progress: &Progress) -> Result<()> {
-        let kvnode = find_kvnode(kvnode)?;
+    /// Makes everything that is missing. After a failure nothing is left that this call made; `stays`: but nodes that were
+    /// there before, and that it started again.
+    pub async fn up(&self, stays: bool, interrupt: &Interrupt, progress: &Progress) -> Result<()> {
         match self {
-            Self::Docker(cluster) => cluster.up(kvnode.as_deref(), interrupt, progress).await,
-            Self::Local(cluster) => {
-                let kvnode = kvnode.ok_or_else(|| {
-                    Failure::environment("no kvnode binary beside kvctl: build it with `cargo build --release`, or name one with --kvnode")
-                })?;
-                cluster.up(&kvnode, progress)
-            }
+            Self::Docker(cluster) => cluster.up(interrupt, progress).await,
+            Self::Local(cluster) => cluster.up(stays, progress),
         }
     }
 
@@ -128,11 +143,31 @@ impl Runtime {
         }
     }
 
-    /// Takes away what the failed `up` made.
-    pub async fn undo(&self) {
+    /// Takes away what the failed `up` made, and says so if there is anything.
+    pub async fn undo(&self, progress: &Progress) {
         match self {
-            Self::Docker(cluster) => cluster.undo().await,
-            Self::Local(cluster) => cluster.undo().await,
+            Self::Docker(cluster) => cluster.undo(progress).await,
+            Self::Local(cluster) => cluster.undo(progress).await,
+        }
+    }
+
+    /// Whether the nodes that are there are what the record says.
+    ///
+    /// # Errors
+    /// Conflict: what differs.
+    pub async fn agrees(&self) -> Result<()> {
+        let (record, traces) = match self {
+            Self::Docker(cluster) => cluster.traces().await?,
+            Self::Local(cluster) => cluster.traces(),
+        };
+        trace::agree(&record.spec, Some(&record.secret), record.runtime, &traces).map(|_| ())
+    }
+
+    /// The nodes that are meant to run, don't, and have no data: new, or robbed.
+    pub async fn gone(&self) -> Result<Vec<Gone>> {
+        match self {
+            Self::Docker(cluster) => cluster.gone().await,
+            Self::Local(cluster) => Ok(cluster.gone()),
         }
     }
 
@@ -199,10 +234,11 @@ impl Runtime {
 
     /// A node's SOCKET_ADDRESS.
     pub fn address(&self, node: &NodeSpec) -> String {
-        match self {
-            Self::Docker(_) => format!("{}:{NODE_PORT}", node.ip),
-            Self::Local(_) => format!("{}:{NODE_PORT}", local_ip(node)),
-        }
+        let kind = match self {
+            Self::Docker(_) => RuntimeKind::Docker,
+            Self::Local(_) => RuntimeKind::Local,
+        };
+        format!("{}:{NODE_PORT}", ip(kind, node))
     }
 }
 
@@ -212,13 +248,28 @@ pub fn local_ip(node: &NodeSpec) -> Ipv4Addr {
     Ipv4Addr::new(127, b, c, d)
 }
 
-/// The kvnode binary that was named, or the one beside kvctl.
+/// What is said where a failed command takes away what it made.
+const TAKING_BACK: &str = "taking back what was made";
+/// How a kvnode comes to be beside kvctl.
+const BUILD_IT: &str = "`cargo build --release` in the source tree builds one";
+
+/// The full path of a program that was named with --kvnode: it is used again from other folders.
+pub fn program(named: &Path) -> Result<PathBuf> {
+    let path = std::fs::canonicalize(named).ok().filter(|path| path.is_file());
+    path.ok_or_else(|| Failure::usage(format!("--kvnode {}: there is no such file", named.display())))
+}
+
+/// The kvnode binary that was named for a cluster, or the one beside kvctl.
 fn find_kvnode(named: Option<&Path>) -> Result<Option<PathBuf>> {
     if let Some(path) = named {
-        let found = path.is_file().then(|| path.to_path_buf());
-        return found
-            .map(Some)
-            .ok_or_else(|| Failure::usage(format!("--kvnode {}: there is no such file", path.display())));
+        let gone = || {
+            Failure::usage(format!(
+                "{}, which was named with --kvnode when this cluster was brought up, is gone; `kvctl cluster up --kvnode \
+                 PATH` names another",
+                path.display()
+            ))
+        };
+        return if path.is_file() { Ok(Some(path.to_path_buf())) } else { Err(gone()) };
     }
     let own = std::env::current_exe().map_err(|error| Failure::environment(error.to_string()))?;
     Ok(own.parent().map(|folder| folder.join("kvnode")).filter(|path| path.is_file()))

@@ -102,8 +102,7 @@ fn libraries(program: &Path) -> Vec<String> {
 /// A cluster whose image is built from the source tree: there is nothing else to build one from.
 fn from_source(name: &str, base: Option<&Base>) -> Cluster {
     let mut cluster = cluster(name, 8);
-    let none = cluster.stand_in("exit 1").display().to_string();
-    cluster.set("KVNODE", none);
+    cluster.set_apart(None);
     if let Some(base) = base {
         cluster.set("RUST_IMAGE", &base.name);
     }
@@ -123,7 +122,8 @@ fn the_dockerfile_builds_on_a_stand_in_for_rust() {
     let Some(_turn) = engine() else { return };
     let base = Base::new(CARGO);
     let cluster = from_source("source", Some(&base));
-    cluster.up();
+    let said = cluster.try_up();
+    assert!(said.code == 0 && said.err.contains("`cargo build --release`"), "{said:?}");
     assert!(cluster.all_ready(), "{}", cluster.status());
     cluster.ok(&["put", "x", "1", "--via", "alice"]);
     assert_eq!(cluster.ok(&["get", "x", "--via", "frank"]), "1\n");
@@ -138,7 +138,20 @@ fn a_build_that_fails_says_why_and_leaves_nothing() {
     let cluster = from_source("broken", Some(&base));
     let said = cluster.try_up();
     assert!(said.code == 10 && said.err.contains("error: it does not compile"), "{said:?}");
+    let (_, failure) = said.err.split_once("kvctl: ").expect("a failure");
+    assert!(failure.contains("`cargo build --release`") && !said.err.contains("taking back"), "{said:?}");
     assert_eq!(docker_ok(&["images", "-q", &image()]), "");
+    assert!(!cluster.state().exists());
+}
+
+#[test]
+fn a_kvnode_that_can_not_go_into_an_image_is_refused() {
+    let Some(_turn) = engine() else { return };
+    let mut cluster = cluster("unfit", 8);
+    cluster.set_apart(None);
+    let unfit = cluster.stand_in("exit 1").display().to_string();
+    let said: Said = cluster.up_command().args(["--kvnode", &unfit]).output().expect("it starts").into();
+    assert!(said.code == 2 && said.err.contains(&unfit) && said.err.contains("static"), "{said:?}");
     assert!(!cluster.state().exists());
 }
 

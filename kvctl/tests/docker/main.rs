@@ -2,6 +2,7 @@
 
 mod contexts;
 mod images;
+mod lost;
 #[path = "../support/mod.rs"]
 mod support;
 mod under_load;

@@ -147,8 +147,10 @@ fn serve(node: usize, stream: TcpStream, inner: Arc<Mutex<Inner>>) {
             let _ = std::io::copy(&mut reader, &mut std::io::sink());
             return;
         }
-        let body = body.to_string();
-        let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+        let metadata = body["causal-metadata"].as_str().map(|text| format!("X-Causal-Metadata: {text}\r\n"));
+        let (metadata, body) = (metadata.unwrap_or_default(), body.to_string());
+        let length = body.len();
+        let head = format!("HTTP/1.1 {status} X\r\n{metadata}Content-Length: {length}\r\nConnection: close\r\n\r\n");
         // A client that has gone away wants no answer.
         let _ = reader.get_mut().write_all(format!("{head}{body}").as_bytes());
     });

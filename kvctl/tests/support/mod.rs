@@ -18,6 +18,9 @@ pub struct Cluster {
     home: tempfile::TempDir,
     up: Vec<String>,
     environment: Vec<(String, String)>,
+    program: PathBuf,
+    /// What KVNODE names.
+    kvnode: Option<PathBuf>,
 }
 
 /// What a command said.
@@ -86,7 +89,21 @@ impl Cluster {
     pub fn new(name: &str, up: &[impl ToString]) -> Self {
         let name = format!("{name}{}", std::process::id());
         let home = tempfile::tempdir().expect("a folder");
-        Self { name, home, up: up.iter().map(ToString::to_string).collect(), environment: Vec::new() }
+        let (up, environment) = (up.iter().map(ToString::to_string).collect(), Vec::new());
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_kvctl"));
+        Self { name, home, up, environment, program, kvnode: Some(kvnode()) }
+    }
+
+    /// From now on kvctl is told of no kvnode, and has `beside` beside it, if anything.
+    pub fn set_apart(&mut self, beside: Option<&Path>) {
+        let folder = self.home.path().join("bin");
+        std::fs::create_dir(&folder).expect("a folder");
+        self.program = folder.join("kvctl");
+        std::fs::copy(env!("CARGO_BIN_EXE_kvctl"), &self.program).expect("a copy");
+        if let Some(beside) = beside {
+            std::fs::copy(beside, folder.join("kvnode")).expect("a copy");
+        }
+        self.kvnode = None;
     }
 
     /// Sets a variable for all commands; empty is as good as not set.
@@ -122,9 +139,10 @@ impl Cluster {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kvctl"));
+        let mut command = Command::new(&self.program);
         command.env("HOME", self.home.path()).env("XDG_STATE_HOME", self.home.path().join("state"));
-        command.env("KVCTL_NAME", &self.name).env("KVNODE", kvnode()).args(arguments).stdin(Stdio::null());
+        command.env("KVCTL_NAME", &self.name).env_remove("KVNODE").args(arguments).stdin(Stdio::null());
+        command.envs(self.kvnode.iter().map(|kvnode| ("KVNODE", kvnode)));
         command.envs(self.environment.iter().map(|(variable, value)| (variable, value)));
         command
     }

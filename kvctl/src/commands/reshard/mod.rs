@@ -66,6 +66,7 @@ async fn reshard(context: &Context, shards: u32, args: &ReshardArgs, via: &Via) 
         return Ok(());
     }
     let done = watch::until_done(&client, job, &names, &interrupt).await?;
+    super::loss::remember_now(context, &record, &runtime).await;
     let receipt = receipt::take(&mut Observer::new(&record, &runtime), &planned, &interrupt).await;
     let document =
         json!({ "job": job, "phase": done.phase, "epoch": done.epoch, "plan": planned.document(), "receipt": receipt });

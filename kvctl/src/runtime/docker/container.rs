@@ -14,6 +14,7 @@ use super::{Cluster, Made, present};
 use crate::cluster::{NODE_PORT, NodeSpec};
 use crate::error::{Code, Failure, Result};
 use crate::plan::{Found, Place};
+use crate::runtime::trace::Trace;
 use crate::runtime::{NodeState, ports};
 
 pub(super) fn state_of(state: Option<&ContainerState>) -> NodeState {
@@ -28,6 +29,19 @@ pub(super) fn state_of(state: Option<&ContainerState>) -> NodeState {
 pub(super) fn variable(container: &ContainerInspectResponse, name: &str) -> Option<String> {
     let all = container.config.as_ref()?.env.as_ref()?;
     all.iter().find_map(|one| one.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+}
+
+/// What is to be compared of a container.
+pub(super) fn trace(container: ContainerInspectResponse) -> Trace {
+    let config = container.config.unwrap_or_default();
+    let pairs = config.env.unwrap_or_default();
+    let pairs = pairs.iter().filter_map(|one| one.split_once('='));
+    Trace {
+        // Every container of ours has its node's name inside.
+        node: config.hostname.unwrap_or_default(),
+        handle: container.name.unwrap_or_default().trim_start_matches('/').to_owned(),
+        variables: pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+    }
 }
 
 fn port_name() -> String {
@@ -59,6 +73,8 @@ impl Cluster {
             "was not made by kvctl"
         } else if !variable(&container, "VIEW").is_some_and(|view| self.spec().is_own_view(&view, |node| node.ip)) {
             "is of another cluster with this name, which this kvctl does not remember"
+        } else if variable(&container, "CLUSTER_SECRET").as_ref() != Some(&self.record.secret) {
+            "was started with another secret than this kvctl remembers"
         } else {
             return Ok(Some(container));
         };
@@ -116,8 +132,14 @@ impl Cluster {
 
     async fn ensure_volume(&self, node: &NodeSpec) -> Result<()> {
         let name = self.spec().volume(node);
-        if present(self.docker.inspect_volume(&name).await)?.is_some() {
-            return Ok(());
+        if let Some(volume) = present(self.docker.inspect_volume(&name).await)? {
+            // Names may meet: node `b-c` of cluster `a`, node `c` of cluster `a-b`.
+            let other = volume.labels.get(super::LABEL).filter(|cluster| **cluster != self.spec().name);
+            let other = other.map(|cluster| {
+                let text = format!("volume '{name}', which {} needs, belongs to cluster '{cluster}'", node.name);
+                Failure::new(Code::Conflict, text)
+            });
+            return other.map_or(Ok(()), Err);
         }
         let request =
             VolumeCreateRequest { name: Some(name.clone()), labels: Some(self.labels()), ..Default::default() };

@@ -3,16 +3,18 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::path::Path;
 
 use bollard::Docker;
+use bollard::models::Volume;
 use bollard::query_parameters::{
     KillContainerOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, RemoveVolumeOptions,
     StopContainerOptionsBuilder,
 };
 use futures_util::future::join_all;
 
-use super::{NodeAction, NodeState, image};
+use super::left::Left;
+use super::trace::{self, Trace};
+use super::{Gone, NodeAction, NodeState, image};
 use crate::cluster::{NodeSpec, Spec};
 use crate::error::{Code, Failure, Result};
 use crate::interrupt::Interrupt;
@@ -59,12 +61,34 @@ async fn labelled(docker: &Docker, cluster: &str) -> Result<Vec<String>> {
     Ok(docker.list_containers(Some(options)).await?.into_iter().filter_map(|container| container.id).collect())
 }
 
-/// The secret of containers of this cluster that are there although this kvctl remembers no such cluster: they were made
-/// with another state folder, and those that join them must prove the same secret.
-pub async fn secret_of(docker: &Docker, cluster: &str) -> Result<Option<String>> {
-    let Some(first) = labelled(docker, cluster).await?.into_iter().next() else { return Ok(None) };
-    let container = present(docker.inspect_container(&first, None).await)?;
-    Ok(container.and_then(|container| container::variable(&container, "CLUSTER_SECRET")))
+/// The containers of a cluster, whoever made them.
+pub async fn traces(docker: &Docker, cluster: &str) -> Result<Vec<Trace>> {
+    let mut traces = Vec::new();
+    for id in labelled(docker, cluster).await? {
+        // One may go while this looks.
+        if let Some(container) = present(docker.inspect_container(&id, None).await)? {
+            traces.push(container::trace(container));
+        }
+    }
+    traces.sort_by(|a, b| a.node.cmp(&b.node));
+    Ok(traces)
+}
+
+/// All volumes of the engine, and whose they are by their labels.
+pub async fn all_volumes(docker: &Docker) -> Result<Vec<Left>> {
+    let found = docker.list_volumes(Some(ListVolumesOptionsBuilder::default().build())).await?;
+    let mut all: Vec<Left> = found.volumes.unwrap_or_default().into_iter().map(left).collect();
+    all.sort_by_key(Left::shown);
+    Ok(all)
+}
+
+fn left(volume: Volume) -> Left {
+    let (name, mut labels) = (volume.name, volume.labels);
+    Left::Volume { name, cluster: labels.remove(LABEL), made: volume.created_at.unwrap_or_else(|| "once".into()) }
+}
+
+pub async fn delete_volume(docker: &Docker, name: &str) -> Result<()> {
+    present(docker.remove_volume(name, None::<RemoveVolumeOptions>).await).map(|_| ())
 }
 
 impl Cluster {
@@ -80,12 +104,17 @@ impl Cluster {
         [(LABEL.to_owned(), self.spec().name.clone())].into()
     }
 
+    /// What the record says, and the containers that are there.
+    pub async fn traces(&self) -> Result<(&Record, Vec<Trace>)> {
+        Ok((&self.record, traces(&self.docker, &self.spec().name).await?))
+    }
+
     fn is_own(&self, labels: Option<&HashMap<String, String>>) -> bool {
         labels.and_then(|labels| labels.get(LABEL)) == Some(&self.spec().name)
     }
 
     /// Makes what is missing and mends what is not as it should be. Looks for what is in the way before it makes anything.
-    pub async fn up(&self, kvnode: Option<&Path>, interrupt: &Interrupt, progress: &Progress) -> Result<()> {
+    pub async fn up(&self, interrupt: &Interrupt, progress: &Progress) -> Result<()> {
         let network = self.own_network().await?;
         let (mut found, mut image) = (Vec::new(), None);
         for node in self.spec().members() {
@@ -109,7 +138,7 @@ impl Cluster {
         // A node that joins others is of their image, whatever was built since: a repair is no upgrade.
         let image = match image {
             Some(image) => image,
-            None => interrupt.or(self.ensure_image(kvnode, progress)).await?,
+            None => interrupt.or(self.ensure_image(progress)).await?,
         };
         let network = match network {
             Some(network) => network,
@@ -144,9 +173,11 @@ impl Cluster {
         self.make_node(node, &network, &image).await
     }
 
-    async fn ensure_image(&self, kvnode: Option<&Path>, progress: &Progress) -> Result<String> {
+    async fn ensure_image(&self, progress: &Progress) -> Result<String> {
         let name = &self.spec().image;
-        if let Some(build) = image::needed(&self.docker, name, kvnode).await? {
+        let named = self.record.kvnode.as_deref();
+        let kvnode = super::find_kvnode(named)?;
+        if let Some(build) = image::needed(&self.docker, name, kvnode.as_deref(), named.is_some()).await? {
             let undo = image::Undo::before(&self.docker, name).await;
             self.made.borrow_mut().push(Made::Image(undo));
             progress.step(&format!("building image {name} from {}", build.from()));
@@ -180,16 +211,23 @@ impl Cluster {
         }
     }
 
-    pub async fn undo(&self) {
-        let made: Vec<Made> = self.made.borrow_mut().drain(..).collect();
-        for thing in made.into_iter().rev() {
+    pub async fn undo(&self, progress: &Progress) {
+        let all: Vec<Made> = self.made.borrow_mut().drain(..).collect();
+        let mut made = Vec::new();
+        for thing in all.into_iter().rev() {
+            // A build that failed made nothing.
+            let is_made = if let Made::Image(undo) = &thing { undo.is_needed(&self.docker).await } else { true };
+            made.extend(is_made.then_some(thing));
+        }
+        if !made.is_empty() {
+            progress.step(super::TAKING_BACK);
+        }
+        for thing in made {
             // Whatever can't be removed is gone already, or the engine is.
             let _ = match thing {
                 Made::Container(id) => self.remove(&id).await,
                 Made::Network(id) => self.docker.remove_network(&id).await.map_err(Failure::from),
-                Made::Volume(name) => {
-                    self.docker.remove_volume(&name, None::<RemoveVolumeOptions>).await.map_err(Failure::from)
-                }
+                Made::Volume(name) => delete_volume(&self.docker, &name).await,
                 Made::Image(undo) => undo.run(&self.docker).await,
             };
         }
@@ -197,6 +235,7 @@ impl Cluster {
 
     /// Removes the cluster. Nodes whose data stays are asked to leave first, so that nothing is in one copy only.
     pub async fn down(&self, data: bool) -> Result<()> {
+        self.check_own(&self.traces().await?.1)?;
         let containers = labelled(&self.docker, &self.spec().name).await?;
         if !data {
             let stop = StopContainerOptionsBuilder::default().t(STOP_SECONDS).build();
@@ -211,10 +250,39 @@ impl Cluster {
         }
         if data {
             for volume in self.volumes().await? {
-                present(self.docker.remove_volume(&volume, None::<RemoveVolumeOptions>).await)?;
+                delete_volume(&self.docker, &volume).await?;
             }
         }
         Ok(())
+    }
+
+    pub async fn gone(&self) -> Result<Vec<Gone>> {
+        let mut gone = Vec::new();
+        for node in self.spec().members() {
+            let volume = self.spec().volume(&node);
+            let runs = matches!(self.state(&node).await?, NodeState::Running | NodeState::Paused);
+            if !runs && present(self.docker.inspect_volume(&volume).await)?.is_none() {
+                gone.push(Gone { place: format!("volume '{volume}'"), node });
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Another's cluster of this name is not taken down: all that its containers share with ours is the label.
+    fn check_own(&self, traces: &[Trace]) -> Result<()> {
+        let is_other = |one: &&Trace| one.variables.get("CLUSTER_SECRET") != Some(&self.record.secret);
+        let others: Vec<Trace> = traces.iter().filter(is_other).cloned().collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        let kind = self.record.runtime;
+        let text = format!(
+            "nothing was changed: {} carry this cluster's name, but were not started by this kvctl; if nobody needs \
+             them, {} removes them",
+            trace::shown(&others, kind),
+            trace::end_them(&others, kind)
+        );
+        Err(Failure::new(Code::Conflict, text))
     }
 
     /// The cluster's volumes, also of nodes that this kvctl does not remember.
@@ -289,7 +357,7 @@ impl Cluster {
         let image = image.ok_or_else(|| self.missing(node))?;
         self.remove(&self.spec().container(node)).await?;
         let volume = self.spec().volume(node);
-        present(self.docker.remove_volume(&volume, None::<RemoveVolumeOptions>).await)?;
+        delete_volume(&self.docker, &volume).await?;
         self.create_node(node, &network, &image).await.map(|_| ())
     }
 }
