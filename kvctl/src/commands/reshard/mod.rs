@@ -1,5 +1,7 @@
 //! reshard: the plan, the question, the watching, the receipt.
 
+use std::time::{Duration, Instant};
+
 use kvnode::client::Client;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -8,7 +10,7 @@ use super::refusal::unanswered;
 use super::topology::{DECISION_TIMEOUT, change, show_result};
 use super::{Context, Names, client_of, patiently, refused};
 use crate::args::{Output, ReshardArgs, ReshardCommand, Via};
-use crate::error::{Failure, Result};
+use crate::error::{Code, Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::observe::Observer;
 use crate::render::{bytes, confirm, line, printable, say, show, table};
@@ -19,6 +21,11 @@ mod watch;
 
 use plan::Planned;
 use watch::Job;
+
+/// How long a change waits until an earlier one is finished.
+const FINISH_MAX: Duration = Duration::from_secs(30);
+/// Between two looks at it.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 pub async fn run(context: &Context, args: ReshardArgs) -> Result<()> {
     let via = Via { via: args.via.clone() };
@@ -75,11 +82,25 @@ async fn reshard(context: &Context, shards: u32, args: &ReshardArgs, via: &Via) 
     Ok(())
 }
 
-/// Begins the change; its number, if the node gave one.
+/// Begins the change, once an earlier one is finished that has only to be tidied up; its number, if the node gave one.
 async fn begin(client: &Client, names: &Names, shards: u32, epoch: u64) -> Result<Option<u64>> {
     let body = json!({ "shard-count": shards, "epoch": epoch });
-    let answer = change(client, names, Method::PUT, "/shard/reshard?wait=false", Some(&body)).await?;
-    Ok(answer.json().get("job").and_then(Value::as_u64))
+    let (begun, mut told) = (Instant::now(), false);
+    loop {
+        let refusal = match change(client, names, Method::PUT, "/shard/reshard?wait=false", Some(&body)).await {
+            Err(refusal) if refusal.code == Code::Conflict => refusal,
+            other => return Ok(other?.json().get("job").and_then(Value::as_u64)),
+        };
+        let earlier = client.look("/shard/reshard").await.ok().and_then(|answer| Job::of(&answer).ok());
+        let Some(earlier) = earlier.filter(Job::is_being_finished) else { return Err(refusal) };
+        if begun.elapsed() > FINISH_MAX {
+            return Err(refusal);
+        }
+        if !std::mem::replace(&mut told, true) {
+            say(&format!("waiting until {} is finished", watch::called(earlier.job)));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 async fn status(context: &Context, via: &Via) -> Result<()> {

@@ -61,6 +61,11 @@ impl Job {
         })
     }
 
+    /// Its layout is in force: nothing but the rest of it is left to be done.
+    pub fn is_being_finished(&self) -> bool {
+        self.phase == "settling"
+    }
+
     fn news_of(&self, watched: u64) -> News {
         match (self.job, self.phase.as_str()) {
             (Some(job), "done") if job == watched => News::Done,
