@@ -279,6 +279,11 @@ impl NodeHandle {
         self.look(|core| core.lists(addr))
     }
 
+    /// Whether it has two, of which one is only another spelling.
+    pub fn lists_twice(&self, addr: &Addr) -> bool {
+        self.look(|core| core.lists_twice(addr))
+    }
+
     /// # Errors
     /// While there is no cluster.
     pub fn shard_ids(&self) -> std::result::Result<Vec<ShardId>, NotReady> {

@@ -201,11 +201,7 @@ fn lost(path: &Path, owned: &DataDir) -> Option<Lost> {
         None if identity.is_some() => format!("is gone from {}", path.display()),
         None => return None,
     };
-    Some(Lost {
-        cluster: identity.map(|identity| identity.cluster),
-        what: format!("the data{whose} {where_to}"),
-        is_dropped: false,
-    })
+    Some(Lost::new(identity.map(|identity| identity.cluster), format!("the data{whose} {where_to}")))
 }
 
 /// One line: what is wrong with a data directory, and what can be done about it.

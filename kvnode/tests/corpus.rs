@@ -9,7 +9,7 @@ use kvnode::core::clock::Stamp;
 use kvnode::core::request::Op;
 use kvnode::storage::Version;
 use kvnode::wire::ident::{Dot, Epoch, Incarnation, NodeId, Origin, ShardId};
-use kvnode::wire::peer::{Batch, Message, Move, Progress, Report, Stage, Write, encode};
+use kvnode::wire::peer::{Batch, Message, Move, Progress, Report, Stage, Write, decode, encode};
 
 fn replay(target: &str, run: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
@@ -128,4 +128,25 @@ fn numbers_at_their_ends() {
             }
         }
     }
+}
+
+/// The bytes that real nodes have sent stand for their format: what is read from them is written as it was.
+#[test]
+fn messages_of_nodes_keep_their_bytes() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/peer_message");
+    let mut kinds = 0;
+    for entry in std::fs::read_dir(&folder).expect("the corpus is in the tree") {
+        let path = entry.expect("an entry").path();
+        let bytes = std::fs::read(&path).expect("a file");
+        // Before the batch stands a byte for the fuzzer.
+        let Some(batch) = bytes.get(1..).and_then(|bytes| decode(bytes).ok()) else { continue };
+        assert_eq!(encode(&batch), bytes[1..], "{}", path.display());
+        let is_kind = |message: &Message| format!("{message:?}").to_lowercase().starts_with(&name(&path));
+        kinds += usize::from(batch.messages.iter().any(is_kind));
+    }
+    assert!(kinds >= 15, "{kinds} kinds of messages are kept");
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned()
 }

@@ -38,9 +38,7 @@ impl Core {
         let (Some(me), Some(topology)) = (self.me, &self.topology) else { return };
         let Some(peer) = self.bearings.node_at(from) else { return };
         let Arrival::Asks { known_by } = &mut self.arrival else { return };
-        if !known_by.insert(peer) {
-            return;
-        }
+        known_by.insert(peer);
         let voters = topology.electors();
         let agree = voters.iter().filter(|&voter| *voter == me || known_by.contains(voter)).count();
         if agree > voters.len() / 2 {

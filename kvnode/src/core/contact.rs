@@ -152,9 +152,10 @@ impl Peer {
         }
     }
 
-    /// Somebody else knows a later life of this node.
+    /// Somebody else knows a later life of this node. One that the node itself would not follow is not believed: it could never be heard
+    /// again.
     pub fn learn_life(&mut self, life: Incarnation) {
-        if !life.is_possible() {
+        if !life.may_be_followed() {
             return;
         }
         self.newest_life = self.newest_life.max(Some(life));
@@ -209,11 +210,14 @@ impl Core {
         for message in batch.messages {
             let heard = match message {
                 Message::Superseded { .. } | Message::Stranger => true,
+                // It is to what this life has asked, whatever both go by since.
+                Message::Answered { .. } => to_me,
                 // What was agreed is true whoever says it to whom; but who has no cluster must not be told by the dead.
                 Message::Topology(_) => to_me || member,
                 Message::Seek { .. } | Message::Raft { .. } | Message::Propose { .. } => to_me,
-                // Everything else holds under the sender's topology only.
-                _ => to_me && batch.version <= self.version(),
+                // Everything else holds under the sender's topology only, and concerns data that is not being dropped.
+                Message::Beat { .. } => to_me && batch.version <= self.version(),
+                _ => to_me && batch.version <= self.version() && self.dropping.is_none(),
             };
             if heard {
                 self.message(&from, message)?;

@@ -46,8 +46,10 @@ impl Span {
     }
 
     /// That of a request that another node has passed on, which may be acted on until then. All nodes of a cluster have the same
-    /// settings, so that tells its arrival.
-    pub fn passed_on(settings: &Settings, act_until_ms: u64) -> Self {
+    /// settings, so that tells its arrival. None has arrived later than now, whatever is said.
+    pub fn passed_on(settings: &Settings, act_until_ms: u64, now_ms: u64) -> Self {
+        let latest_ms = now_ms.saturating_add(settings.request_ms() - ANSWER_MARGIN_MS);
+        let act_until_ms = act_until_ms.min(latest_ms);
         let its_deadline_ms = act_until_ms.saturating_add(ANSWER_MARGIN_MS);
         Self {
             arrived_ms: its_deadline_ms.saturating_sub(settings.request_ms()),
@@ -98,10 +100,18 @@ mod tests {
     }
 
     #[test]
+    fn nobody_acts_for_ever_on_what_is_passed_on() {
+        for said in [u64::MAX, 1 << 62, 60_000] {
+            let span = Span::passed_on(&settings(1_000, 500), said, 20_000);
+            assert!(span.may_act(21_499) && !span.may_act(21_500), "{said}");
+        }
+    }
+
+    #[test]
     fn what_is_passed_on_keeps_its_times() {
         for settings in [settings(1_000, 500), settings(5_000, 3_000), settings(0, 0)] {
             let own = Span::of_client(&settings, 10_000);
-            let there = Span::passed_on(&settings, own.others_act_until_ms());
+            let there = Span::passed_on(&settings, own.others_act_until_ms(), 10_050);
             assert_eq!(there.arrived_ms(), 10_000);
             assert!(there.may_act(own.deadline_ms() - 501) && !there.may_act(own.deadline_ms() - 500));
             // Its answer has a way to go.

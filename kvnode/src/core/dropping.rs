@@ -29,18 +29,15 @@ pub(super) struct Dropping {
     /// Writes that may be nowhere else, and whether they are kept somewhere.
     unshared: u64,
     kept: bool,
-    /// What it had lost before that.
-    lost_before: Option<Lost>,
 }
 
 impl Core {
     /// Nothing of what this node has counts under a newer topology.
     pub(super) fn drop_for(&mut self, topology: Topology) -> Result<()> {
         let wrote_under = self.replica.as_ref().map(|replica| replica.origin.epoch);
-        let lost_before = self.lost.take().filter(|lost| !lost.is_dropped);
-        let what = "what it has counts no more and is being dropped".to_owned();
-        self.note_loss(Some(Lost { cluster: Some(topology.cluster), what, is_dropped: true }));
-        self.dropping = Some(Dropping { topology, wrote_under, after: None, unshared: 0, kept: false, lost_before });
+        let lost = Lost::dropped(topology.cluster, self.lost.clone());
+        self.note_loss(Some(lost));
+        self.dropping = Some(Dropping { topology, wrote_under, after: None, unshared: 0, kept: false });
         // What clients wait for may be nowhere any more, or have got to others.
         if !self.settings.broken(Mutant::DroppedIsDone) {
             self.give_up_unacknowledged();
@@ -48,13 +45,20 @@ impl Core {
         if let Some(before) = self.topology.clone() {
             self.take_place(before);
         }
-        // What it would hand over is being dropped.
+        self.transfer = None;
+        self.has_nothing();
+        self.reason = "dropping what it has from before it was given up".into();
+        // Nobody is to pass requests on to it any more.
+        self.beat_all();
+        self.drop_step()
+    }
+
+    /// In the place that it has it is to be filled; what it would hand over is gone, or goes.
+    pub(super) fn has_nothing(&mut self) {
         match self.replica.as_mut() {
             Some(replica) if replica.shard.is_some() => replica.handed = None,
             _ => self.replica = None,
         }
-        self.reason = "dropping what it has from before it was given up".into();
-        self.drop_step()
     }
 
     /// Drops a part, and takes over the topology when it was the last.
@@ -64,8 +68,9 @@ impl Core {
             self.dropping = Some(dropping);
             return Ok(());
         }
-        let Dropping { topology, wrote_under, unshared, kept, lost_before, .. } = dropping;
-        self.note_loss(lost_before);
+        let Dropping { topology, wrote_under, unshared, kept, .. } = dropping;
+        let earlier = self.lost.take().and_then(|lost| lost.earlier);
+        self.keep_loss(earlier.map(|lost| *lost));
         if unshared > 0 {
             let fate = if kept { "they are set aside in the data directory" } else { "they are lost" };
             let text = format!("{unshared} writes from before this node was given up may be nowhere else: {fate}");

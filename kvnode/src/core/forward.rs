@@ -175,7 +175,7 @@ impl Core {
             self.answer(requester, Answer::Busy { what: format!("too much waits for {from}") });
             return Ok(());
         }
-        let span = Span::passed_on(&self.settings, until_ms);
+        let span = Span::passed_on(&self.settings, until_ms, self.now.mono_ms);
         let late = !reads && !span.may_act(self.now.mono_ms);
         if here && ours && self.is_serving() && !late {
             return self.serve(requester, op, context, span);

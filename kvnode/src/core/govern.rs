@@ -315,6 +315,12 @@ impl Core {
         self.topology.as_ref().is_some_and(|topology| topology.node_at(addr).is_some())
     }
 
+    /// Whether the topology has two nodes there, of which one is only another spelling of the address.
+    pub fn lists_twice(&self, addr: &Addr) -> bool {
+        let Some(topology) = &self.topology else { return false };
+        topology.ghosts().iter().any(|ghost| topology.nodes.get(ghost) == Some(addr))
+    }
+
     /// The life in which this node's data began.
     pub fn birth(&self) -> Incarnation {
         self.birth

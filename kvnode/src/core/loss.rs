@@ -32,6 +32,24 @@ pub struct Lost {
     pub what: String,
     /// It counts no more under a newer topology, and is being dropped (see [`super::dropping`]): nobody has to bring it back.
     pub is_dropped: bool,
+    /// What had been lost before it was dropped.
+    pub earlier: Option<Box<Lost>>,
+}
+
+impl Lost {
+    pub fn new(cluster: Option<ClusterId>, what: String) -> Self {
+        Self { cluster, what, is_dropped: false, earlier: None }
+    }
+
+    /// What is being dropped, where `earlier` was lost.
+    pub(super) fn dropped(cluster: ClusterId, earlier: Option<Self>) -> Self {
+        let earlier = match earlier {
+            Some(lost) if lost.is_dropped => lost.earlier,
+            other => other.map(Box::new),
+        };
+        let what = "what it has counts no more and is being dropped".to_owned();
+        Self { cluster: Some(cluster), what, is_dropped: true, earlier }
+    }
 }
 
 /// What is known of a node's past from outside of its store.
@@ -135,8 +153,12 @@ impl Core {
     /// Also for a life that follows a crash.
     pub(super) fn note_loss(&mut self, lost: Option<Lost>) {
         if self.lost != lost {
-            self.store.set_fact(FACT_LOST, encode_fact(&lost));
-            self.lost = lost;
+            self.keep_loss(lost);
         }
+    }
+
+    pub(super) fn keep_loss(&mut self, lost: Option<Lost>) {
+        self.store.set_fact(FACT_LOST, encode_fact(&lost));
+        self.lost = lost;
     }
 }

@@ -317,7 +317,12 @@ impl Core {
         if let Some(topology) = topology {
             core.say_ghosts(&topology);
             core.take_place(topology);
-            core.recover(fact);
+            if core.lost.as_ref().is_some_and(|lost| lost.is_dropped) {
+                // An earlier life has begun to drop what that tells of.
+                core.has_nothing();
+            } else {
+                core.recover(fact);
+            }
             core.recover_consensus()?;
         }
         core.commit()?;

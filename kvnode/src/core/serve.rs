@@ -19,6 +19,9 @@ use crate::storage::{Result, Version};
 use crate::wire::ident::{Addr, Dot, Incarnation, Key, NodeId, Origin, ShardId, Slot};
 use crate::wire::peer::{Message, Stage, Write};
 
+/// Bytes of values that one turn hands out to requests that have waited, about: thousands may wait for the same write.
+const ANSWERS_AT_ONCE_BYTES: usize = 8 << 20;
+
 /// Who wants the answer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Requester {
@@ -113,7 +116,7 @@ impl Core {
                 }
             }
         }
-        if self.draining || self.me.is_none() {
+        if self.draining || self.me.is_none() || self.dropping.is_some() {
             let reason = if self.draining { "shutting down".into() } else { self.reason.clone() };
             self.answer(requester, Answer::NotReady { reason });
             return Ok(());
@@ -355,14 +358,38 @@ impl Core {
         if !changed || self.waiting.parked.is_empty() || !self.is_serving() {
             return Ok(());
         }
+        let mut left = ANSWERS_AT_ONCE_BYTES;
         for parked in std::mem::take(&mut self.waiting.parked) {
-            if !parked.span.may_act(self.now.mono_ms) {
+            if !parked.span.may_act(self.now.mono_ms) || left == 0 {
                 self.waiting.parked.push(parked);
+                continue;
+            }
+            let read = if let Op::Get { key } = &parked.op { Some(key.clone()) } else { None };
+            if let Some(addr) = self.is_read_of_full_peer(&parked) {
+                self.answer(parked.requester, Answer::Busy { what: format!("too much waits for {addr}") });
             } else if let Some((parked, _)) = self.try_serve(parked)? {
                 self.waiting.parked.push(parked);
+            } else if let Some(key) = read {
+                left = left.saturating_sub(self.value_bytes(&key)?);
             }
         }
+        // The others have their turn with the next event.
+        self.waiting.changed |= left == 0;
         Ok(())
+    }
+
+    /// The peer that a read was passed on by, if it has as much to take already as may wait for it.
+    fn is_read_of_full_peer(&self, parked: &Parked) -> Option<Addr> {
+        let (Requester::Peer(addr, ..), Op::Get { .. } | Op::List { .. }) = (&parked.requester, &parked.op) else {
+            return None;
+        };
+        let is_full = self.peers.get(addr)?.queue_weight() >= self.settings.peer_queue_weight_max;
+        is_full.then(|| addr.clone())
+    }
+
+    fn value_bytes(&self, key: &Key) -> Result<usize> {
+        let version = self.store.get(Slot::of(key), key)?;
+        Ok(version.and_then(|version| version.value).map_or(0, |value| value.len()))
     }
 
     /// Answers what has waited long enough, and asks again for what others still wait for.

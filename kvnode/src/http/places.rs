@@ -131,7 +131,7 @@ impl Places {
             return None;
         }
         let mut state = self.lock();
-        if state.streams >= self.streams_max && !state.nodes.contains_key(node) {
+        if state.streams >= self.streams_max {
             return None;
         }
         state.streams += 1;
@@ -142,11 +142,8 @@ impl Places {
         let streams = streams.or_insert_with(|| Streams { ip, open: VecDeque::new(), frames: share() });
         streams.ip = ip;
         streams.open.push_back((number, replaced.clone()));
-        if streams.open.len() > STREAMS_OF_A_NODE
-            && let Some((_, oldest)) = streams.open.front()
-        {
-            oldest.notify_one();
-        }
+        let too_many = streams.open.len().saturating_sub(STREAMS_OF_A_NODE);
+        streams.open.iter().take(too_many).for_each(|(_, replaced)| replaced.notify_one());
         Some(NodePlace { places: self.clone(), node: node.clone(), number, replaced })
     }
 

@@ -113,11 +113,22 @@ impl Stream {
                 Err(broken) => return broken,
             };
             self.recognize(&batch);
-            let Some(answer) = front.node.peer_batch(batch).await else { return Broken::Ended };
-            match timeout(limits.write_timeout, self.frames.send(&answer)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Broken::Io(error),
-                Err(_) => return Broken::Stalled,
+            // It may be this batch that has told whose the stream is. Who has opened newer ones waits for no answer here.
+            let replaced = self.place().replaced();
+            let answer = async {
+                let answer = front.node.peer_batch(batch).await.ok_or(Broken::Ended)?;
+                match timeout(limits.write_timeout, self.frames.send(&answer)).await {
+                    Ok(sent) => sent.map_err(Broken::Io),
+                    Err(_) => Err(Broken::Stalled),
+                }
+            };
+            let answered = tokio::select! {
+                biased;
+                answered = answer => answered,
+                () = notified(replaced.as_deref()) => Err(Broken::Ended),
+            };
+            if let Err(broken) = answered {
+                return broken;
             }
             silence.as_mut().reset(Instant::now() + limits.idle_timeout);
         }

@@ -46,6 +46,8 @@ struct State {
     threads: usize,
     /// Of those, how many wait for a name.
     idle: usize,
+    /// Names that no thread has taken yet.
+    queued: usize,
 }
 
 #[derive(Default)]
@@ -103,7 +105,7 @@ impl Names {
         if state.names.len() >= NAMES_MAX && !state.names.contains_key(addr) {
             state.names.retain(|_, name| name.running.is_some());
         }
-        let State { names, threads, idle } = &mut *state;
+        let State { names, threads, idle, queued } = &mut *state;
         if names.len() >= NAMES_MAX && !names.contains_key(addr) {
             return Err("too many names are looked up".into());
         }
@@ -117,7 +119,8 @@ impl Names {
         if let Some(running) = &name.running {
             return Ok(Known::Asked(running.subscribe()));
         }
-        if *idle == 0 && *threads < THREADS_MAX {
+        // Those that wait may have names to look up already, and not have woken.
+        if *queued >= *idle && *threads < THREADS_MAX {
             match self.start_thread() {
                 Ok(()) => *threads += 1,
                 Err(error) if *threads == 0 => return Err(format!("no thread for looking names up: {error}")),
@@ -127,6 +130,7 @@ impl Names {
         }
         let (running, told) = watch::channel(false);
         self.asked.try_send(addr.clone()).map_err(|_| "too many names are looked up".to_owned())?;
+        *queued += 1;
         name.running = Some(running);
         Ok(Known::Asked(told))
     }
@@ -150,8 +154,10 @@ impl Names {
                 lock(&state).idle += 1;
                 // One thread waits for the next name, and the others for their turn to do so.
                 let asked = lock(&asks).recv();
-                lock(&state).idle -= 1;
                 let Ok(addr) = asked else { return };
+                let mut known = lock(&state);
+                (known.idle, known.queued) = (known.idle - 1, known.queued - 1);
+                drop(known);
                 let found = look_up(addr.as_str());
                 note(&mut lock(&state), &addr, found);
             }

@@ -58,6 +58,31 @@ pub fn who_is_removed_while_it_runs_stays_outside_until_it_is_started_again() ->
     wait_for(&mut world, 8_000, "the view with it", is_listed)
 }
 
+/// It was back while the voters that are left were too few, and an operator has gone on without the rest since.
+pub fn who_was_back_before_a_recovery_is_known_after_it() -> Result<(), String> {
+    let mut world = cluster(None);
+    world.run_until(2_000, |_| false);
+    [1, 4, 5].into_iter().for_each(|node| world.kill(node));
+    world.kill(GONE);
+    world.start(GONE);
+    world.run_until(3_000, |_| false);
+    world.admin(0, 2, AdminOp::Recover);
+    world.run_until(3_000, |_| false);
+    for (id, node) in (3..).zip([1, 4, 5]) {
+        let addr = world.nodes[node].addr.clone();
+        world.admin(0, id, AdminOp::RemoveNode(addr));
+        world.run_until(4_000, |_| false);
+    }
+    let left = |world: &World| world.topology().map_or(0, |topology| topology.electors().len());
+    wait_for(&mut world, 20_000, "the other voters", |world| left(world) == 3)?;
+    world.run_until(3_000, |_| false);
+    remove(&mut world)?;
+    if world.run_until(5_000, is_listed) {
+        return Err("it has asked to be in the view again, and still runs".into());
+    }
+    Ok(())
+}
+
 /// An operator removes a node that nobody can reach, and that runs all the while.
 pub fn who_is_cut_off_and_removed_stays_outside_when_it_is_heard_again() -> Result<(), String> {
     let mut world = cluster(None);

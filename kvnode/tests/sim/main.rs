@@ -10,12 +10,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 mod arrivals;
 mod corpus;
 mod deadlines;
+mod digest;
 mod exhaustive;
 mod growth;
 mod known;
 mod lost_data;
 mod naive;
 mod operators;
+mod proof;
 mod quiet;
 mod reshard;
 mod rng;
@@ -31,10 +33,16 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use kvnode::core::settings::Mutant;
 
+use crate::proof::Proof;
 use crate::schedule::Load;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn who_drops_what_it_has_takes_no_requests() {
+    assert_eq!(written_off::who_drops_what_it_has_takes_no_requests(), Ok(()));
 }
 
 #[test]
@@ -52,6 +60,7 @@ fn a_removal_while_a_node_is_down_is_over_when_it_is_started_again() {
 fn a_removal_while_a_node_runs_holds_until_it_is_started_again() {
     assert_eq!(arrivals::who_is_removed_while_it_runs_stays_outside_until_it_is_started_again(), Ok(()));
     assert_eq!(arrivals::who_is_cut_off_and_removed_stays_outside_when_it_is_heard_again(), Ok(()));
+    assert_eq!(arrivals::who_was_back_before_a_recovery_is_known_after_it(), Ok(()));
 }
 
 #[test]
@@ -64,10 +73,10 @@ fn waits_do_not_add_up() {
 fn seeds() {
     let load = number("KV_OPERATIONS").map(Load::dense);
     if let Some(seed) = number("KV_SEED") {
-        let outcome = schedule::run_with(seed, load, None);
+        let (digest, outcome) = schedule::run(seed, load, None);
         let outcome = outcome.unwrap_or_else(|offence| panic!("seed {seed}: {offence}"));
         println!(
-            "seed {seed}: {} answered, {} refused, {} lost by right",
+            "seed {seed}: {} answered, {} refused, {} lost by right, digest {digest:016x}",
             outcome.answered, outcome.refused, outcome.lost
         );
         return;
@@ -76,6 +85,7 @@ fn seeds() {
     let first = number("KV_FIRST").unwrap_or(0);
     let next = AtomicU64::new(first);
     let total = Mutex::new(Total::default());
+    let proof = Proof::of("seeds");
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -85,8 +95,11 @@ fn seeds() {
                 return;
             }
             // A node's panic is an offence like any other.
-            let run = AssertUnwindSafe(|| schedule::run_with(seed, load, None));
-            let outcome = catch_unwind(run).unwrap_or_else(|_| Err("a panic, told above".to_owned()));
+            let run = AssertUnwindSafe(|| schedule::run(seed, load, None));
+            let (digest, outcome) = catch_unwind(run).unwrap_or_else(|_| (0, Err("a panic, told above".to_owned())));
+            if load.is_none() {
+                proof.found(seed.to_string(), digest);
+            }
             total.lock().expect("no other panics").add(seed, outcome);
         }
     };
@@ -98,6 +111,7 @@ fn seeds() {
     if let Some((seed, offence)) = failed {
         panic!("seed {seed}: {offence}\nreplay: KV_SEED={seed} cargo test -p kvnode --test sim seeds")
     }
+    proof.hold();
     println!(
         "{count} seeds: {answered} answered, {refused} refused, {lost} lost by right, {absences} reads of known deletions, \
          {layouts} changes of layout"
@@ -280,8 +294,8 @@ impl Total {
 #[test]
 fn the_same_seed_gives_the_same_run() {
     for seed in [3, 4, 9] {
-        let trace = || schedule::run(seed, None).map(|outcome| outcome.trace);
-        assert_eq!(trace(), trace());
+        let digest = || schedule::run(seed, None, None).0;
+        assert_eq!(digest(), digest());
     }
 }
 
@@ -323,6 +337,7 @@ fn every_mutant_is_caught() {
     let left_out = |mutant: Mutant| std::env::var("KV_MUTANT").is_ok_and(|name| name != format!("{mutant:?}"));
     let next = AtomicUsize::new(0);
     let survivors = Mutex::new(Vec::new());
+    let proof = Proof::of("mutants");
     let work = || {
         while let Some(&mutant) = MUTANTS.get(next.fetch_add(1, Ordering::Relaxed)) {
             if left_out(mutant) {
@@ -330,8 +345,15 @@ fn every_mutant_is_caught() {
             }
             let first = first_seed(mutant);
             let mut seeds = (first..MUTANT_SEEDS).chain(0..first);
-            match seeds.find_map(|seed| Some((seed, schedule::run_with(seed, load, Some(mutant)).err()?))) {
-                Some((seed, offence)) => {
+            let caught = seeds.find_map(|seed| {
+                let (digest, outcome) = schedule::run(seed, load, Some(mutant));
+                Some((seed, digest, outcome.err()?))
+            });
+            match caught {
+                Some((seed, digest, offence)) => {
+                    if load.is_none() {
+                        proof.found(format!("{mutant:?} {seed}"), digest);
+                    }
                     println!("{mutant:?}: seed {seed}: {}", offence.chars().take(160).collect::<String>());
                 }
                 None => survivors.lock().expect("no other panics").push(mutant),
@@ -343,6 +365,7 @@ fn every_mutant_is_caught() {
         scope.spawn(work);
     });
     let survivors = survivors.into_inner().expect("no other panics");
+    proof.hold();
     assert!(survivors.is_empty(), "not caught within {MUTANT_SEEDS} seeds: {survivors:?}");
 }
 

@@ -388,7 +388,7 @@ pub fn a_copy_makes_way(mutant: Option<Mutant>) -> Result<(), String> {
         let began = world.now_ms;
         reshard(&mut world, 1);
         assert!(world.run_until(30_000, |world| (0..6).all(|node| epoch_at(world, node) == 2)), "it is copied");
-        (world.now_ms - began, world.trace)
+        (world.now_ms - began, world.digest.value())
     };
     let without_rest = |delay_ms| copying_takes(delay_ms, Some(Mutant::RepairNeverRests));
     let (steady, unsteady) = ((8, 8), (1, 30));
@@ -408,7 +408,7 @@ pub fn a_replica_that_is_filled_does_not_make_way() {
         world.start(2);
         let began = world.now_ms;
         assert!(world.run_until(20_000, |world| world.is_ready(2)), "it is filled");
-        (world.now_ms - began, world.trace)
+        (world.now_ms - began, world.digest.value())
     };
     assert_eq!(filling(None), filling(Some(Mutant::RepairNeverRests)));
 }

@@ -7,6 +7,8 @@ use kvnode::storage::memory::MemoryStore;
 use kvnode::storage::{Fact, Head, Listed, Result, Store, Syncer, Version};
 use kvnode::wire::ident::{Key, Slot};
 
+use crate::digest::Staged;
+
 #[derive(Clone)]
 pub struct Disk {
     store: Arc<Mutex<MemoryStore>>,
@@ -14,11 +16,14 @@ pub struct Disk {
     written: Arc<Mutex<Vec<(Key, Version)>>>,
     /// Removals since the last commit, and the most there have been in one.
     removed: Arc<Mutex<(usize, usize)>>,
+    /// What the next commit brings.
+    staged: Arc<Mutex<Staged>>,
 }
 
 impl Disk {
     pub fn new() -> Self {
-        Self { store: Arc::new(Mutex::new(MemoryStore::with_undo())), written: Arc::default(), removed: Arc::default() }
+        let store = Arc::new(Mutex::new(MemoryStore::with_undo()));
+        Self { store, written: Arc::default(), removed: Arc::default(), staged: Arc::default() }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, MemoryStore> {
@@ -35,6 +40,17 @@ impl Disk {
     }
 }
 
+impl Disk {
+    /// What was staged since somebody last asked: to be asked after each commit.
+    pub fn take_staged(&self) -> Staged {
+        std::mem::take(&mut self.staged.lock().expect("one thread"))
+    }
+
+    fn stage(&self, slot: Slot, key: &Key, version: Option<&Version>) {
+        self.staged.lock().expect("one thread").versions.push((slot, key.clone(), version.cloned()));
+    }
+}
+
 impl Store for Disk {
     fn get(&self, slot: Slot, key: &Key) -> Result<Option<Version>> {
         self.lock().get(slot, key)
@@ -46,11 +62,13 @@ impl Store for Disk {
 
     fn put(&mut self, slot: Slot, key: &Key, version: &Version) {
         self.written.lock().expect("one thread").push((key.clone(), version.clone()));
+        self.stage(slot, key, Some(version));
         self.lock().put(slot, key, version);
     }
 
     fn remove(&mut self, slot: Slot, key: &Key) {
         self.removed.lock().expect("one thread").0 += 1;
+        self.stage(slot, key, None);
         self.lock().remove(slot, key);
     }
 
@@ -67,6 +85,7 @@ impl Store for Disk {
     }
 
     fn set_fact(&mut self, name: Fact, value: Vec<u8>) {
+        self.staged.lock().expect("one thread").facts.push((name, value.clone()));
         self.lock().set_fact(name, value);
     }
 

@@ -21,6 +21,7 @@ use kvnode::wire::ident::{Addr, Incarnation, Key, NodeId};
 use kvnode::wire::peer::{Batch, decode, encode};
 
 use self::losses::Losses;
+use crate::digest::{Digest, Kind};
 use crate::rng::Rng;
 use crate::store::Disk;
 
@@ -59,6 +60,22 @@ enum Step {
     SyncEnd { node: usize, life: u64, mark: kvnode::core::causal::Vector, batches: usize },
     Client { node: usize, id: u64, op: Op, tokens: Vec<String> },
     Admin { node: usize, id: u64, op: AdminOp },
+}
+
+impl Step {
+    /// A number for its kind, and the node that it happens to.
+    fn kind(&self) -> (u64, usize) {
+        match *self {
+            Self::Tick { node, .. } => (1, node),
+            Self::Request { to, .. } => (2, to),
+            Self::Answer { from, .. } => (3, from),
+            Self::Refused { from, .. } => (4, from),
+            Self::SyncStart { node, .. } => (5, node),
+            Self::SyncEnd { node, .. } => (6, node),
+            Self::Client { node, .. } => (7, node),
+            Self::Admin { node, .. } => (8, node),
+        }
+    }
 }
 
 pub struct SimNode {
@@ -107,7 +124,7 @@ pub struct World {
     pub bytes: u64,
     pub ticks: u64,
     /// Everything that happened, in order: equal for equal seeds.
-    pub trace: u64,
+    pub digest: Digest,
     pub said: Vec<String>,
     /// Every batch on its way, where somebody wants them.
     pub batches: Option<Vec<Bytes>>,
@@ -151,7 +168,7 @@ impl World {
             sent: 0,
             bytes: 0,
             ticks: 0,
-            trace: 0,
+            digest: Digest::default(),
             said: Vec::new(),
             batches: None,
             losses: Losses::default(),
@@ -196,6 +213,8 @@ impl World {
         let now = self.now(node);
         let disk = self.nodes[node].disk.clone();
         let core = Core::start(settings, Box::new(disk), now).expect("memory does not fail");
+        let staged = self.nodes[node].disk.take_staged();
+        self.digest.commit(node, staged);
         self.nodes[node].core = Some(core);
         self.nodes[node].life += 1;
         self.nodes[node].incarnation = Incarnation(self.wall_ms(node));
@@ -236,7 +255,10 @@ impl World {
         self.nodes[node].awake.clear();
         self.nodes[node].admins.clear();
         let clients = std::mem::take(&mut self.nodes[node].clients);
-        self.answers.extend(clients.into_keys().map(|id| (id, None)));
+        for id in clients.into_keys() {
+            self.digest.reply(node, id, None);
+            self.answers.push((id, None));
+        }
         self.nodes[node].disk.lock().crash(0);
     }
 
@@ -276,7 +298,7 @@ impl World {
         let cluster = self.topology().map(|topology| topology.cluster);
         self.wipe(node);
         let what = format!("the data of {} is gone", self.nodes[node].addr);
-        self.nodes[node].past = Past::Lost(Lost { cluster, what, is_dropped: false });
+        self.nodes[node].past = Past::Lost(Lost::new(cluster, what));
     }
 
     pub fn request(&mut self, node: usize, id: u64, op: Op, tokens: Vec<String>) {
@@ -298,8 +320,9 @@ impl World {
         };
         self.steps.pop();
         self.now_ms = self.now_ms.max(at);
-        self.trace = self.trace.rotate_left(5) ^ (self.now_ms << 20) ^ index as u64;
         let step = self.pending.remove(&index).expect("scheduled once");
+        let (kind, node) = step.kind();
+        self.digest.fold(Kind::Step, &[self.now_ms, kind, node as u64], &[]);
         self.run(step);
         true
     }
@@ -322,9 +345,11 @@ impl World {
                 self.event(node, Event::Synced(mark));
             }
             Step::Client { node, id, op, tokens } => {
+                self.digest.request(node, id, &op, &tokens);
                 if self.nodes[node].core.is_none() {
                     self.answers.push((id, Some(Answer::NotReady { reason: "connection refused".into() })));
                 } else if let Some(answer) = self.read(node, &op, &tokens) {
+                    self.digest.reply(node, id, Some(&answer));
                     self.answers.push((id, Some(answer)));
                 } else {
                     self.nodes[node].clients.insert(id, self.now_ms);
@@ -380,6 +405,7 @@ impl World {
         let (now, peer) = (self.now(to), self.nodes[from].addr.clone());
         let core = self.nodes[to].core.as_mut().expect("it was there a moment ago");
         let answer = encode(&core.answer_batch(now, &peer));
+        self.digest.fold(Kind::Batch, &[to as u64, from as u64, 1], &answer);
         self.bytes += answer.len() as u64;
         if original {
             let arrival = self.travel(to, from);
@@ -413,7 +439,10 @@ impl World {
         let now = self.now(node);
         let core = self.nodes[node].core.as_mut().expect("events go to nodes that run");
         core.handle(now, event).expect("memory does not fail");
-        if core.commit().expect("memory does not fail").urgent {
+        let urgent = core.commit().expect("memory does not fail").urgent;
+        let staged = self.nodes[node].disk.take_staged();
+        self.digest.commit(node, staged);
+        if urgent {
             let mut disk = self.nodes[node].disk.lock();
             let all = disk.unsynced();
             disk.mark_synced(all);
@@ -443,13 +472,16 @@ impl World {
                     let asked_ms = self.nodes[node].clients.remove(&id);
                     let took_ms = self.now_ms - asked_ms.unwrap_or_else(|| panic!("request {id} was answered twice"));
                     assert!(took_ms <= REQUEST_MS_MAX, "request {id} was answered after {took_ms} ms: {answer:?}");
+                    self.digest.reply(node, id, Some(&answer));
                     self.answers.push((id, Some(answer)));
                 }
                 Effect::Decided { id, answer } => {
+                    self.digest.decision(node, id, &answer);
                     self.said.push(format!("{} {}: request {id}: {answer:?}", self.now_ms, self.nodes[node].addr));
                     self.nodes[node].admins.remove(&id);
                 }
                 Effect::Wake(peer) => {
+                    self.digest.fold(Kind::Wake, &[node as u64], peer.as_str().as_bytes());
                     self.nodes[node].awake.insert(peer);
                 }
                 Effect::Say(_, text) => {
@@ -480,6 +512,7 @@ impl World {
 
     fn post(&mut self, from: usize, to: usize, batch: Bytes) {
         self.sent += 1;
+        self.digest.fold(Kind::Batch, &[from as u64, to as u64, 0], &batch);
         self.bytes += batch.len() as u64;
         let life = self.nodes[from].life;
         if let Some(batches) = &mut self.batches {

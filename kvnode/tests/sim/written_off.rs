@@ -290,3 +290,30 @@ pub fn what_counts_no_more_is_dropped_in_steps() -> Result<(), String> {
         own.is_some_and(|own| world.topology().is_some_and(|newest| newest.version == own.version))
     })
 }
+
+/// A node that is removed while it runs has much to drop. Meanwhile it says so, instead of passing requests on to nodes that do not know
+/// it any more.
+pub fn who_drops_what_it_has_takes_no_requests() -> Result<(), String> {
+    let mut world = cluster(None);
+    for number in 0..7_000 {
+        let op = Op::Put { key: format!("key-{number}").as_str().into(), value: "1".into() };
+        world.request((number % 6) as usize, 1_000 + number, op, Vec::new());
+        if number % 100 == 99 {
+            world.run_until(30, |_| false);
+        }
+    }
+    world.run_until(2_000, |_| false);
+    world.answers.clear();
+    let before = world.stored(5).len();
+    let addr = world.nodes[5].addr.clone();
+    world.admin(0, 1, AdminOp::RemoveNode(addr));
+    wait_for(&mut world, 20_000, "the first part to be dropped", |world| world.stored(5).len() < before)?;
+    if world.stored(5).is_empty() {
+        return Err("all of it was dropped in one turn".into());
+    }
+    let begun = world.now_ms;
+    match ask(&mut world, 5, 20_000, put(&staying(), "1"), None) {
+        Some(Answer::NotReady { .. }) if world.now_ms - begun < 100 => Ok(()),
+        other => Err(format!("answered {other:?} after {} ms", world.now_ms - begun)),
+    }
+}

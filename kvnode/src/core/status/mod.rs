@@ -155,6 +155,9 @@ impl Core {
         if self.draining {
             return Err("shutting down".into());
         }
+        if self.dropping.is_some() {
+            return Err(self.reason.clone());
+        }
         let outside = self.replica.as_ref().is_none_or(|replica| replica.shard.is_none());
         if self.is_serving() || (self.me.is_some() && outside) {
             return Ok(());

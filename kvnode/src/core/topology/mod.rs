@@ -299,7 +299,10 @@ impl Topology {
         const VOTERS_MAX: usize = 7;
         let mut electors = BTreeSet::new();
         let goes = |node: &NodeId| self.transition.leaving() == Some(*node) || self.doomed.contains(node);
-        let known = |node: &NodeId| self.births.contains_key(node) && self.nodes.contains_key(node) && !goes(node);
+        // Nobody speaks for another spelling of an address.
+        let ghosts = self.ghosts();
+        let is_listed = |node: &NodeId| self.nodes.contains_key(node) && !ghosts.contains(node);
+        let known = |node: &NodeId| self.births.contains_key(node) && is_listed(node) && !goes(node);
         for place in 0..self.nodes.len() {
             let row = self.layout.shards.values().filter_map(|members| members.get(place)).copied();
             electors.extend(row.filter(known).take(VOTERS_MAX - electors.len()));

@@ -48,7 +48,6 @@ impl Load {
 
 /// What a finished run tells.
 pub struct Outcome {
-    pub trace: u64,
     pub answered: u64,
     pub refused: u64,
     pub lost: usize,
@@ -106,22 +105,20 @@ struct Run {
 pub fn converge(seed: u64, mutant: Option<Mutant>) -> Result<Converged, String> {
     // Faults matter here, not long histories.
     let load = Load { operations: 150, ..Load::usual(&Faults::of(seed)) };
-    lead(seed, load, mutant).map(|(_, converged)| converged)
+    lead(seed, load, mutant).1
 }
 
-/// Runs one seed for safety. The error says what was violated.
-pub fn run(seed: u64, mutant: Option<Mutant>) -> Result<Outcome, String> {
-    run_with(seed, None, mutant)
-}
-
-/// The same with another load than the usual.
-pub fn run_with(seed: u64, load: Option<Load>, mutant: Option<Mutant>) -> Result<Outcome, String> {
+/// Runs one seed for safety; `load`: another than the usual. The digest tells what the run did, whatever came of it. The error says what
+/// was violated.
+pub fn run(seed: u64, load: Option<Load>, mutant: Option<Mutant>) -> (u64, Result<Outcome, String>) {
     let load = load.unwrap_or_else(|| Load::usual(&Faults::of(seed)));
-    lead(seed, load, mutant)?.0.verdict()
+    let (mut run, converged) = lead(seed, load, mutant);
+    let verdict = converged.and_then(|_| run.verdict());
+    (run.world.digest.value(), verdict)
 }
 
 /// The life of a cluster up to the end of all faults, and until all is well.
-fn lead(seed: u64, load: Load, mutant: Option<Mutant>) -> Result<(Run, Converged), String> {
+fn lead(seed: u64, load: Load, mutant: Option<Mutant>) -> (Run, Result<Converged, String>) {
     let faults = Faults::of(seed);
     let log_weight_max = if faults.small_log { 2_000 } else { 1 << 20 };
     let mut world = World::new(seed, FOUNDERS, 2, log_weight_max, mutant);
@@ -129,9 +126,7 @@ fn lead(seed: u64, load: Load, mutant: Option<Mutant>) -> Result<(Run, Converged
         world.nodes[node].skew_ms = world.rng.between(0, 4_000) as i64 - 2_000;
         world.start(node);
     }
-    if !world.run_until(5_000, World::all_ready) {
-        return Err("the cluster did not form within 5 s".into());
-    }
+    let formed = world.run_until(5_000, World::all_ready);
     let sessions = (0..load.sessions).map(|fresh| Session { fresh, ..Session::default() }).collect();
     let mut run = Run {
         load,
@@ -152,13 +147,16 @@ fn lead(seed: u64, load: Load, mutant: Option<Mutant>) -> Result<(Run, Converged
         next_change_ms: 0,
         changes_asked: 0,
     };
+    if !formed {
+        return (run, Err("the cluster did not form within 5 s".into()));
+    }
     run.next_change_ms = run.world.now_ms + run.world.rng.between(100, 2_500);
     run.work();
     let healed = run.heal();
     if std::env::var_os("KV_SEED").is_some() {
         run.world.said.iter().for_each(|said| println!("{said}"));
     }
-    Ok((run, healed?))
+    (run, healed)
 }
 
 impl Run {

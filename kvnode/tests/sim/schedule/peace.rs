@@ -65,7 +65,7 @@ impl Run {
         ))
     }
 
-    pub(super) fn verdict(mut self) -> Result<Outcome, String> {
+    pub(super) fn verdict(&mut self) -> Result<Outcome, String> {
         if let Some(dot) = self.world.losses.used_twice {
             return Err(format!("{dot} names two writes"));
         }
@@ -84,7 +84,6 @@ impl Run {
         }
         self.quiet_contexts_are_nearly_empty()?;
         Ok(Outcome {
-            trace: self.world.trace,
             answered: self.answered,
             refused: self.refused,
             lost: self.world.losses.lost.len(),
