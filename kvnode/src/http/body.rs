@@ -23,6 +23,10 @@ pub async fn read(
     if min > max as u64 {
         return Err(Refusal::BodyTooLarge { max });
     }
+    // Nearly every read of a key: the clock need not be looked at.
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
     let known = body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
     let mut body = pin!(body);
     let mut whole = Pieces { most: known.unwrap_or(max), is_known: known.is_some(), so_far: SoFar::Nothing };

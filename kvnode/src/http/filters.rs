@@ -28,7 +28,7 @@ use warp::filters::path::FullPath;
 use warp::{Filter, Rejection, ext, reject};
 
 use super::accept::Caller;
-use super::gate::{Lease, SMALL, Ticket};
+use super::gate::{Gate, Lease, SMALL, Ticket};
 use super::reply::{Refusal, Reply};
 use super::route::{Entry, Group, Matched, NoRoute, Work};
 use super::{Front, body, drill, listing, metrics, probes, shard, status, view};
@@ -51,7 +51,7 @@ pub struct Asked {
     matched: Matched,
     path: FullPath,
     /// Keeps the node from stopping until the request is answered.
-    _ticket: Option<Ticket>,
+    _ticket: Option<Ticket<Arc<Gate>>>,
 }
 
 impl Asked {
@@ -95,7 +95,7 @@ pub fn on(entry: &'static Entry) -> impl Filter<Extract = (Asked,), Error = Reje
         ready(matched.ok_or_else(reject::not_found).and_then(|matched| {
             let caller = arrival.caller;
             let ticket = match entry.work {
-                Work::Data => Some(caller.front.gate.enter().ok_or(Refusal::Stopping)?),
+                Work::Data => Some(Gate::enter(caller.front.gate.clone()).ok_or(Refusal::Stopping)?),
                 Work::Change | Work::Other => None,
             };
             Ok(Asked { caller, matched, path, _ticket: ticket })
