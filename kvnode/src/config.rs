@@ -13,7 +13,7 @@ use clap::Parser;
 use crate::core::topology::NODES_MAX;
 use crate::limits::{LimitArgs, Limits};
 use crate::setting::{Setting, count, duration, shown};
-use crate::wire::ident::Addr;
+use kvnode_types::ident::Addr;
 
 /// The literal that existing clients compare.
 pub const NOT_ENOUGH_NODES: &str = "Not enough nodes to provide fault tolerance with requested shard count";

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::core::topology::NODES_MAX;
-use crate::wire::ident::Addr;
+use kvnode_types::ident::Addr;
 
 /// Longest delay of one direction of a link.
 pub const DELAY_MS_MAX: u64 = 10_000;

@@ -29,8 +29,8 @@ use crate::peer::{Names, auth};
 use crate::room::RoomGauge;
 use crate::storage::dir::DataDir;
 use crate::storage::{Result, Store, Syncer};
-use crate::wire::ident::{Addr, ShardId};
 use crate::wire::peer::Batch;
+use kvnode_types::ident::{Addr, ShardId};
 
 /// How long a node that leaves waits for its peers to hold what it wrote.
 const DRAIN_MAX: Duration = Duration::from_secs(5);

@@ -25,7 +25,7 @@ use crate::storage::memory::MemoryStore;
 use crate::storage::opening::Opening;
 use crate::storage::{Store, StoreError};
 use crate::threads;
-use crate::wire::ident::Incarnation;
+use kvnode_types::ident::Incarnation;
 
 /// Status for settings that can't be used, as for a wrong command line.
 pub const EXIT_USAGE: u8 = 2;

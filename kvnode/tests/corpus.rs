@@ -4,12 +4,12 @@ mod fuzzed;
 
 use std::path::Path;
 
-use kvnode::core::causal::{Context, Vector};
-use kvnode::core::clock::Stamp;
 use kvnode::core::request::Op;
 use kvnode::storage::Version;
-use kvnode::wire::ident::{Dot, Epoch, Incarnation, NodeId, Origin, ShardId};
 use kvnode::wire::peer::{Batch, Message, Move, Progress, Report, Stage, Write, encode};
+use kvnode_types::causal::{Context, Vector};
+use kvnode_types::ident::{Dot, Epoch, Incarnation, NodeId, Origin, ShardId};
+use kvnode_types::stamp::Stamp;
 
 fn replay(target: &str, run: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);

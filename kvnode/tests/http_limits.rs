@@ -6,8 +6,8 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use http_support::{Client, Node, PATIENCE, request, until};
-use kvnode::wire::ident::Incarnation;
 use kvnode::wire::peer::{Batch, Message, encode};
+use kvnode_types::ident::Incarnation;
 
 const CHUNKED_PUT: &str = "PUT /kvs/x HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n";
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kvnode::client::Client;
-use kvnode::wire::ident::{SLOT_COUNT, Slot};
+use kvnode_types::ident::{SLOT_COUNT, Slot};
 use serde::Deserialize;
 
 use crate::args::Route;

@@ -1,6 +1,5 @@
 //! What the benches measure: the protocol core's operations, each as something that can be done again and again.
 
-use kvnode::core::causal::{Context, Vector};
 use kvnode::core::loss::Past;
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::settings::Settings;
@@ -8,8 +7,9 @@ use kvnode::core::token::Seal;
 use kvnode::core::topology::{Layout, plan};
 use kvnode::core::{Core, Effect, Event, Now};
 use kvnode::storage::memory::MemoryStore;
-use kvnode::wire::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin};
 use kvnode::wire::peer::{Batch, decode, encode};
+use kvnode_types::causal::{Context, Vector};
+use kvnode_types::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin};
 
 pub const NAMES: [&str; 8] = [
     "get",

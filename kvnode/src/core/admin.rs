@@ -6,7 +6,7 @@ use std::fmt;
 use super::topology::{Layout, Outcome, Proposal, Refusal, RequestId};
 use super::{Core, Effect};
 use crate::storage::Result;
-use crate::wire::ident::{Addr, Epoch, NodeId, ShardId};
+use kvnode_types::ident::{Addr, Epoch, NodeId, ShardId};
 
 /// How long an undecided request is repeated before its sender is told so.
 const DECISION_MS: u64 = 8_000;

@@ -8,15 +8,15 @@
 //! remembered apart, as *handed*: it holds for all slots of the old shard, while the vector from now on speaks of the new
 //! shard's slots only.
 
-use super::causal::Vector;
 use super::cursor::Cursor;
 use super::replica::{Handed, Replica};
 use super::settings::Mutant;
 use super::topology::{Bearings, Layout, Topology, Transition};
 use super::{Core, FACT_TOPOLOGY, Settling, Severity, contact::Peer, encode_fact};
 use crate::storage::Result;
-use crate::wire::ident::{Addr, Epoch, NodeId, Origin, ShardId, Slot};
 use crate::wire::peer::Stage;
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::{Addr, Epoch, NodeId, Origin, ShardId, Slot};
 
 /// How a node gets from one topology to the next.
 enum Step {
@@ -321,7 +321,7 @@ impl Core {
             return Ok(());
         }
         let mut left = VERSIONS_PER_TICK;
-        let slots = (0..crate::wire::ident::SLOT_COUNT).map(Slot);
+        let slots = (0..kvnode_types::ident::SLOT_COUNT).map(Slot);
         for slot in
             slots.filter(|&slot| !self.inventory.is_empty(slot) && !self.bearings.owns(slot)).collect::<Vec<_>>()
         {

@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 
 use super::Core;
-use crate::wire::ident::{Addr, NodeId};
+use kvnode_types::ident::{Addr, NodeId};
 
 #[derive(Debug)]
 pub(super) enum Arrival {

@@ -8,13 +8,13 @@
 //!   told what it holds of the origin, and none holds more than this one. What the entry names beyond that is lost, and
 //!   waiting would never end. The loss is said once.
 
-use super::causal::{Context, Vector};
 use super::replica::Replica;
 use super::request::Missing;
 use super::settings::Mutant;
 use super::{Core, Severity};
-use crate::wire::ident::{Addr, Incarnation, Origin};
 use crate::wire::peer::{Report, Stage};
+use kvnode_types::causal::{Context, Vector};
+use kvnode_types::ident::{Addr, Incarnation, Origin};
 
 /// How a context looks to this replica.
 pub(super) enum Check {
@@ -91,7 +91,7 @@ impl Core {
     }
 
     /// The newest life that this node knows of another.
-    pub(super) fn newest_life(&self, node: crate::wire::ident::NodeId) -> Option<Incarnation> {
+    pub(super) fn newest_life(&self, node: kvnode_types::ident::NodeId) -> Option<Incarnation> {
         if self.me == Some(node) {
             return Some(self.life);
         }
@@ -122,7 +122,7 @@ impl Core {
     }
 
     /// The last report of a replica, unless a later life of it is known to anybody.
-    pub(super) fn valid_report(&self, node: crate::wire::ident::NodeId) -> Option<&Report> {
+    pub(super) fn valid_report(&self, node: kvnode_types::ident::NodeId) -> Option<&Report> {
         let peer = self.peer_of(node)?;
         let epoch = self.topology.as_ref()?.layout.epoch;
         let report = peer.report.as_ref().filter(|report| report.epoch == epoch);

@@ -4,21 +4,7 @@
 //! accepts a write only when it holds the writer's own-shard dependencies, that puts a write's stamp past all its causal
 //! predecessors on the same key. The physical part is only there to make "last" mean what people expect.
 
-use serde::{Deserialize, Serialize};
-
-/// A reading: milliseconds since 1970 in the upper 48 bits, a counter in the lower 16.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Stamp(pub u64);
-
-impl Stamp {
-    pub const fn from_millis(ms: u64) -> Self {
-        Self(ms << 16)
-    }
-
-    pub const fn millis(self) -> u64 {
-        self.0 >> 16
-    }
-}
+use kvnode_types::stamp::Stamp;
 
 /// The largest stamp applied or given out so far.
 #[derive(Clone, Copy, Debug, Default)]

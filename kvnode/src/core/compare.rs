@@ -14,14 +14,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::causal::Vector;
 use super::replica::Replica;
 use super::settings::Mutant;
 use super::topology::Transition;
 use super::{Core, encode_fact};
 use crate::storage::Fact;
-use crate::wire::ident::{Addr, Dot, Epoch, Origin};
 use crate::wire::peer::{Message, Stage};
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::{Addr, Dot, Epoch, Origin};
 
 pub(super) const FACT_UNCOVERED: Fact = Fact("uncovered");
 

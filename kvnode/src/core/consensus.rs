@@ -22,7 +22,7 @@ use electorate::{Electorate, Step};
 use ledger::{Ledger, decode_state};
 
 use super::topology::{Proposal, RequestId, Topology};
-use crate::wire::ident::{Incarnation, NodeId};
+use kvnode_types::ident::{Incarnation, NodeId};
 
 /// Ticks without a word from the leader after which an election begins: this many to twice this many.
 const ELECTION_TICKS: usize = 8;

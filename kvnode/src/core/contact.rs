@@ -15,8 +15,8 @@ use super::settings::Mutant;
 use super::topology::TopologyVersion;
 use super::{Core, Now, Severity};
 use crate::storage::Result;
-use crate::wire::ident::{Addr, Epoch, Incarnation};
 use crate::wire::peer::{Batch, Message, Move, Progress, Report, Stage};
+use kvnode_types::ident::{Addr, Epoch, Incarnation};
 
 /// Bytes of messages after which a batch is full. One message may go beyond it.
 const BATCH_WEIGHT_MAX: usize = 1 << 20;

@@ -10,7 +10,7 @@ use super::settings::Mutant;
 use super::topology::Topology;
 use super::{Core, Severity};
 use crate::storage::{Listed, Result};
-use crate::wire::ident::{Epoch, Key, Slot};
+use kvnode_types::ident::{Epoch, Key, Slot};
 
 /// Versions that a turn drops, and bytes of those that it sets aside.
 const VERSIONS_PER_STEP: usize = 2_000;

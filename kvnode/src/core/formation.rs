@@ -24,8 +24,8 @@ use super::replica::Replica;
 use super::topology::{ClusterId, Topology, slots_in};
 use super::{Core, Severity, encode_fact};
 use crate::storage::{Fact, Result};
-use crate::wire::ident::{Addr, Incarnation, NodeId, ShardId};
 use crate::wire::peer::{Floors, Message, Stage};
+use kvnode_types::ident::{Addr, Incarnation, NodeId, ShardId};
 
 /// Whether this node has taken part in the formation, and its replica has not been complete since.
 pub(super) const FACT_FORMS: Fact = Fact("forms");

@@ -7,15 +7,15 @@
 use std::collections::BTreeMap;
 
 use super::Core;
-use super::causal::Context;
 use super::contact::Peer;
 use super::deadline::Span;
 use super::request::{Answer, Op};
 use super::serve::Requester;
 use super::settings::Mutant;
 use crate::storage::Result;
-use crate::wire::ident::{Addr, NodeId, ShardId};
 use crate::wire::peer::{Batch, Message, Stage};
+use kvnode_types::causal::Context;
+use kvnode_types::ident::{Addr, NodeId, ShardId};
 
 /// How long a request looks for a replica before the client is told that there is none.
 const NO_REPLICA_MS: u64 = 1_800;

@@ -9,8 +9,8 @@ use super::consensus::{Consensus, Sender};
 use super::topology::{ChangeKind, Ended, Proposal, RequestId, Topology, Transition};
 use super::{Core, FACT_RAFT, Severity};
 use crate::storage::Result;
-use crate::wire::ident::{Addr, Incarnation, NodeId, ShardId};
 use crate::wire::peer::{Message, Progress, Stage};
+use kvnode_types::ident::{Addr, Incarnation, NodeId, ShardId};
 
 /// A node that asks to join is proposed at most so often.
 const JOIN_AGAIN_MS: u64 = 500;

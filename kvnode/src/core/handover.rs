@@ -15,7 +15,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::causal::Vector;
 use super::consensus::Consensus;
 use super::contact::Peer;
 use super::repair::{Purpose, Repair};
@@ -24,8 +23,9 @@ use super::settings::Mutant;
 use super::topology::{ChangeKind, SlotRun, Transition};
 use super::{Core, encode_fact};
 use crate::storage::Fact;
-use crate::wire::ident::{Addr, Incarnation, NodeId, Origin, ShardId};
 use crate::wire::peer::{Floors, Move, Progress, Scope, Stage};
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::{Addr, Incarnation, NodeId, Origin, ShardId};
 
 pub(super) const FACT_COPIES: Fact = Fact("copies");
 /// Pause between two rounds of copying from one shard.

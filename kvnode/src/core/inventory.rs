@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::clock::Clock;
 use crate::storage::{Result, Store, Version};
-use crate::wire::ident::{Dot, Key, Origin, SLOT_COUNT, Slot};
+use kvnode_types::ident::{Dot, Key, Origin, SLOT_COUNT, Slot};
 
 #[derive(Debug)]
 pub struct Inventory {
@@ -173,10 +173,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::core::causal::Vector;
-    use crate::core::clock::Stamp;
     use crate::storage::memory::MemoryStore;
-    use crate::wire::ident::{Epoch, Incarnation, NodeId};
+    use kvnode_types::causal::Vector;
+    use kvnode_types::ident::{Epoch, Incarnation, NodeId};
+    use kvnode_types::stamp::Stamp;
 
     /// A slot that is given away is emptied, and nothing has to be looked for in it any more.
     #[test]

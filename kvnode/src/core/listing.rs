@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 
 use super::Core;
-use super::causal::{Context, Vector};
 use super::deadline::Span;
 use super::request::{Answer, Op};
 use super::serve::Requester;
 use crate::storage::Result;
-use crate::wire::ident::{Epoch, Key, ShardId, Slot};
+use kvnode_types::causal::{Context, Vector};
+use kvnode_types::ident::{Epoch, Key, ShardId, Slot};
 
 /// Versions read for one page of a listing, at most: a page may be shorter than asked for.
 const LIST_READ_MAX: usize = 10_000;

@@ -5,9 +5,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::causal::Vector;
-use crate::wire::ident::Origin;
 use crate::wire::peer::Write;
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::Origin;
 
 /// Invariant: per origin the log holds one gapless run of numbers, the newest applied ones.
 #[derive(Debug)]
@@ -132,9 +132,9 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::clock::Stamp;
     use crate::storage::Version;
-    use crate::wire::ident::{Dot, Epoch, Incarnation, NodeId};
+    use kvnode_types::ident::{Dot, Epoch, Incarnation, NodeId};
+    use kvnode_types::stamp::Stamp;
 
     fn origin(node: u32) -> Origin {
         Origin { node: NodeId(node), epoch: Epoch(1), incarnation: Incarnation(1) }

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::topology::{ClusterId, Topology};
 use super::{Core, FACT_TOPOLOGY, Severity, encode_fact};
 use crate::storage::{Fact, Result, Store};
-use crate::wire::ident::Addr;
 use crate::wire::peer::Stage;
+use kvnode_types::ident::Addr;
 
 pub(super) const FACT_LOST: Fact = Fact("lost");
 /// The two ways on.
@@ -50,8 +50,8 @@ pub enum Past {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub cluster: ClusterId,
-    pub node: crate::wire::ident::NodeId,
-    pub life: crate::wire::ident::Incarnation,
+    pub node: kvnode_types::ident::NodeId,
+    pub life: kvnode_types::ident::Incarnation,
 }
 
 /// Whether a store holds nothing of any cluster.

@@ -12,7 +12,6 @@
 //! The path of a GET ends in [`serve`]. Either may begin in [`forward`], if another shard has the key.
 
 pub mod admin;
-pub mod causal;
 pub mod clock;
 pub mod inventory;
 mod listing;
@@ -51,12 +50,11 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::storage::{Fact, Result, Store};
-use crate::wire::ident::{Addr, Incarnation, NodeId, ShardId};
 use crate::wire::peer::{Batch, Message, Stable, Stage};
+use kvnode_types::ident::{Addr, Incarnation, NodeId, ShardId};
 
 use admin::{AdminAnswer, AdminOp};
 use arrival::Arrival;
-use causal::Vector;
 use compare::Uncovered;
 use consensus::Consensus;
 use contact::Peer;
@@ -65,6 +63,7 @@ use forward::Forwards;
 use govern::Office;
 use handover::Copies;
 use inventory::Inventory;
+use kvnode_types::causal::Vector;
 use listing::Listings;
 use loss::Lost;
 use notice::Minorities;
@@ -170,7 +169,7 @@ const FACT_RAFT: Fact = Fact("raft");
 struct ReplicaFact<'a> {
     applied: Cow<'a, Vector>,
     floors: crate::wire::peer::Floors,
-    clock: clock::Stamp,
+    clock: kvnode_types::stamp::Stamp,
     complete: bool,
     /// The newest life known of each member: what was reported by an earlier one no longer counts (see [`stable`]).
     lives: Vec<(NodeId, Incarnation)>,
@@ -227,7 +226,7 @@ pub struct Core {
     flipped_ms: u64,
     /// What this node has had, until it has it again.
     lost: Option<Lost>,
-    losses_said: BTreeSet<crate::wire::ident::Origin>,
+    losses_said: BTreeSet<kvnode_types::ident::Origin>,
     minorities: Minorities,
     draining: bool,
     room: Room,

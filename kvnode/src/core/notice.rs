@@ -9,7 +9,7 @@ use super::admin::{AdminAnswer, AdminOp};
 use super::contact::Peer;
 use super::topology::{Change, Ended, Outcome, Refusal, Topology, Transition};
 use super::{Core, Effect};
-use crate::wire::ident::{Addr, Epoch, NodeId, ShardId};
+use kvnode_types::ident::{Addr, Epoch, NodeId, ShardId};
 
 /// As long as a node refuses this one, that is said so often.
 const REFUSAL_AGAIN_MS: u64 = 60_000;
@@ -226,7 +226,7 @@ fn changes(before: &Topology, next: &Topology) -> Vec<Notice> {
 mod tests {
     use super::*;
     use crate::core::topology::{ClusterId, Proposal, RequestId};
-    use crate::wire::ident::Incarnation;
+    use kvnode_types::ident::Incarnation;
 
     fn addr(number: u16) -> Addr {
         format!("10.10.0.{number}:8090").parse().expect("an address")

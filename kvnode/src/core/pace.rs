@@ -15,8 +15,8 @@ use super::contact::Peer;
 use super::replica::Replica;
 use super::topology::Transition;
 use super::{Core, TICK_MS};
-use crate::wire::ident::{Addr, Origin};
 use crate::wire::peer::Stage;
+use kvnode_types::ident::{Addr, Origin};
 
 /// A peer that proved within this time that it hears us may be relied on to hear us.
 const PROVEN_MS: u64 = 500;

@@ -7,12 +7,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::causal::Vector;
 use super::inventory::Inventory;
 use super::log::Log;
 use crate::storage::{Result, Store};
-use crate::wire::ident::{Epoch, Incarnation, NodeId, Origin, ShardId};
 use crate::wire::peer::{Floors, Message, Stage, Write};
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::{Epoch, Incarnation, NodeId, Origin, ShardId};
 
 /// Bytes of writes that wait for their dependencies, per origin. What does not fit is sent again.
 const INBOX_WEIGHT_MAX: usize = 4 << 20;

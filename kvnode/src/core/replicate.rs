@@ -12,11 +12,11 @@
 //! replica has applied is always closed under causality within the shard, and a dot stands for all before it.
 
 use super::Core;
-use super::causal::Vector;
 use super::settings::Mutant;
 use crate::storage::Result;
-use crate::wire::ident::{Addr, Dot, Origin};
 use crate::wire::peer::{Floors, Message, Stage, Write};
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::{Addr, Dot, Origin};
 
 use super::contact::Peer;
 

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::causal::Context;
-use crate::wire::ident::{Addr, Dot, Key, ShardId};
+use kvnode_types::causal::Context;
+use kvnode_types::ident::{Addr, Dot, Key, ShardId};
 
 /// One data request. Values are JSON text, checked at the door, and are never parsed again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

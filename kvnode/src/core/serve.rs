@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 
-use super::causal::{Context, Vector};
 use super::causality::Check;
 use super::contact::Peer;
 use super::deadline::Span;
@@ -16,8 +15,9 @@ use super::settings::Mutant;
 use super::topology::slots_in;
 use super::{Core, Effect, Now};
 use crate::storage::{Result, Version};
-use crate::wire::ident::{Addr, Dot, Incarnation, Key, NodeId, Origin, ShardId, Slot};
 use crate::wire::peer::{Message, Stage, Write};
+use kvnode_types::causal::{Context, Vector};
+use kvnode_types::ident::{Addr, Dot, Incarnation, Key, NodeId, Origin, ShardId, Slot};
 
 /// Who wants the answer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -290,7 +290,7 @@ impl Core {
     /// A context to hand out: what was seen, less what everybody has.
     pub(super) fn context(&self, mut seen: Vector) -> Context {
         self.prune(&mut seen);
-        let epoch = self.topology.as_ref().map_or(crate::wire::ident::Epoch(0), |topology| topology.layout.epoch);
+        let epoch = self.topology.as_ref().map_or(kvnode_types::ident::Epoch(0), |topology| topology.layout.epoch);
         Context { epoch, seen }
     }
 
@@ -335,8 +335,8 @@ impl Core {
         own.retain(|origin, seq| !self.is_stable(origin, seq));
         let replica = self.replica.as_mut().expect("only a serving replica accepts writes");
         let stamp = match broken {
-            (true, _) => super::clock::Stamp::from_millis(physical),
-            (_, true) => super::clock::Stamp::from_millis(replica.seq()),
+            (true, _) => kvnode_types::stamp::Stamp::from_millis(physical),
+            (_, true) => kvnode_types::stamp::Stamp::from_millis(replica.seq()),
             _ => self.inventory.clock.next(physical),
         };
         let dot = Dot { origin: replica.origin, seq: replica.seq() + 1 };

@@ -1,7 +1,7 @@
 //! What a core is started with, and the mutants that tests start it with.
 
 use super::loss::Past;
-use crate::wire::ident::{Addr, Incarnation};
+use kvnode_types::ident::{Addr, Incarnation};
 
 /// Durations are in milliseconds of the clock that the driver passes in.
 #[derive(Clone, Debug)]

@@ -15,15 +15,15 @@
 
 use std::collections::BTreeMap;
 
-use super::causal::Vector;
 use super::causality::{knows_end, retired_in};
 use super::replica::Replica;
 use super::settings::Mutant;
 use super::topology::Transition;
 use super::{Core, encode_fact};
 use crate::storage::{Fact, Result};
-use crate::wire::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin, ShardId, Slot};
 use crate::wire::peer::{Floors, Report, Stable, Stage};
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin, ShardId, Slot};
 
 fn is_below(floors: &Floors, origin: Origin) -> bool {
     let below =

@@ -11,7 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use siphasher::sip::SipHasher24;
 
-use super::causal::Context;
+use kvnode_types::causal::Context;
 
 const VERSION: u8 = 2;
 const MAC_LEN: usize = 8;
@@ -65,7 +65,7 @@ impl Seal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::ident::{Epoch, Incarnation, NodeId, Origin};
+    use kvnode_types::ident::{Epoch, Incarnation, NodeId, Origin};
 
     fn ours() -> Seal {
         Seal::new(&[7; 32])

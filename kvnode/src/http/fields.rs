@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::reply::Refusal;
-use crate::wire::ident::Key;
+use kvnode_types::ident::Key;
 
 /// The header that carries causal metadata, in both directions.
 pub const METADATA_HEADER: &str = "x-causal-metadata";

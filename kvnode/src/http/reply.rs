@@ -14,7 +14,7 @@ use super::route::{self, NoRoute};
 use crate::core::request::{Answer, Missing};
 use crate::node::NotReady;
 use crate::peer::auth;
-use crate::wire::ident::Dot;
+use kvnode_types::ident::Dot;
 
 const METADATA: HeaderName = HeaderName::from_static(METADATA_HEADER);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");

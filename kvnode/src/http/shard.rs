@@ -15,7 +15,7 @@ use super::route::{
 use crate::core::admin::{AdminOp, JobState};
 use crate::core::request::Op;
 use crate::core::topology::Outcome;
-use crate::wire::ident::ShardId;
+use kvnode_types::ident::ShardId;
 
 pub fn routes() -> BoxedFilter<(Answered,)> {
     let ids = on(&SHARD_IDS).and(no_body()).then(ids);

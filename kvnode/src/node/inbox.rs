@@ -9,8 +9,8 @@ use super::turn::Handled;
 use crate::core::Event;
 use crate::core::admin::AdminAnswer;
 use crate::core::request::Answer;
-use crate::wire::ident::Addr;
 use crate::wire::peer::Batch;
+use kvnode_types::ident::Addr;
 
 /// An event, and who is to learn that it was handled.
 pub(super) struct Incoming {

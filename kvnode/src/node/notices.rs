@@ -4,7 +4,7 @@ use tracing::{info, warn};
 
 use crate::core::Notice;
 use crate::core::topology::Ended;
-use crate::wire::ident::Addr;
+use kvnode_types::ident::Addr;
 
 pub fn log(notice: &Notice) {
     match notice {

@@ -12,7 +12,7 @@ use crate::storage::StoreError;
 use crate::storage::gauge::Gauge;
 use crate::storage::memory::MemoryStore;
 use crate::storage::{Fact, Head, Listed, Version};
-use crate::wire::ident::{Incarnation, Key, Slot};
+use kvnode_types::ident::{Incarnation, Key, Slot};
 
 /// Syncs that wait until they are let through.
 #[derive(Default)]

@@ -28,8 +28,8 @@ use crate::peer::{Link, LinkDone};
 use crate::room::{self, RoomGauge};
 use crate::storage::dir::DataDir;
 use crate::storage::{Result, StoreError, Syncer};
-use crate::wire::ident::Addr;
 use crate::wire::peer::Batch;
+use kvnode_types::ident::Addr;
 
 /// Notes that a turn has panicked. Without it the node would stay there, answer reads from a core that is half changed, and
 /// leave everybody else waiting.
@@ -417,7 +417,7 @@ mod tests {
     use crate::core::request::Op;
     use crate::node::{NodeHandle, tests::parts};
     use crate::storage::memory::MemoryStore;
-    use crate::wire::ident::ShardId;
+    use kvnode_types::ident::ShardId;
 
     #[test]
     fn a_failure_is_for_good() {

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::core::topology::NODES_MAX;
-use crate::wire::ident::Addr;
+use kvnode_types::ident::Addr;
 
 /// Threads that look names up. More than one, so that a name that nobody knows does not hold up all others.
 const THREADS_MAX: usize = 4;

@@ -32,7 +32,7 @@ use super::{
     probe,
 };
 use crate::core::room::Room;
-use crate::wire::ident::{Key, Slot};
+use kvnode_types::ident::{Key, Slot};
 
 /// Block cache. Small, for a container with a few hundred MiB.
 const CACHE_BYTES: usize = 32 << 20;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::whole;
 use crate::core::loss::Identity;
 use crate::core::topology::ClusterId;
-use crate::wire::ident::{Incarnation, NodeId};
+use kvnode_types::ident::{Incarnation, NodeId};
 
 const NAME: &str = "identity";
 

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use super::gauge::{Counter, Gauge};
 use super::{Fact, Head, Listed, Result, Store, Syncer, Version, decode, decode_head, decode_listed, encode};
-use crate::wire::ident::{Key, SLOT_COUNT, Slot};
+use kvnode_types::ident::{Key, SLOT_COUNT, Slot};
 
 #[derive(Debug)]
 pub struct MemoryStore {

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use gauge::Gauge;
 
-use crate::core::causal::Vector;
-use crate::core::clock::Stamp;
-use crate::wire::ident::{Dot, Key, Slot};
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::{Dot, Key, Slot};
+use kvnode_types::stamp::Stamp;
 
 /// One version of one key. `value` is the client's JSON text, byte for byte; `None` is a tombstone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -218,7 +218,7 @@ mod whole;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::ident::{Epoch, Incarnation, NodeId, Origin};
+    use kvnode_types::ident::{Epoch, Incarnation, NodeId, Origin};
 
     #[test]
     fn a_head_is_what_the_whole_version_begins_with() {

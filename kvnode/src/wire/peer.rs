@@ -6,13 +6,13 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin, ShardId, Slot};
-use crate::core::causal::{Context, Vector};
-use crate::core::clock::Stamp;
 use crate::core::replica::Handed;
 use crate::core::request::{Answer, Op};
 use crate::core::topology::{ClusterId, Proposal, RequestId, SlotRun, Topology, TopologyVersion};
 use crate::storage::Version;
+use kvnode_types::causal::{Context, Vector};
+use kvnode_types::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin, ShardId, Slot};
+use kvnode_types::stamp::Stamp;
 
 /// First byte of every batch. A node refuses a version that it does not know.
 pub const PROTOCOL_VERSION: u8 = 6;

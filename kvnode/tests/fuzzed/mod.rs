@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use bytes::Bytes;
-use kvnode::core::causal::{Context, Vector};
-use kvnode::core::clock::Stamp;
 use kvnode::core::loss::Past;
 use kvnode::core::request::Op;
 use kvnode::core::settings::Settings;
@@ -18,8 +16,10 @@ use kvnode::core::{Core, Event, Now};
 use kvnode::storage::durable::DurableStore;
 use kvnode::storage::memory::MemoryStore;
 use kvnode::storage::{Fact, Store, Version};
-use kvnode::wire::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin, Slot};
 use kvnode::wire::peer::{Batch, decode, encode};
+use kvnode_types::causal::{Context, Vector};
+use kvnode_types::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin, Slot};
+use kvnode_types::stamp::Stamp;
 
 const KEY: [u8; 32] = [7; 32];
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use kvnode::core::admin::AdminOp;
-use kvnode::core::causal::Context;
 use kvnode::core::token::Seal;
-use kvnode::wire::ident::{Epoch, Incarnation, NodeId, Origin};
 use kvnode::wire::peer::{decode, encode};
+use kvnode_types::causal::Context;
+use kvnode_types::ident::{Epoch, Incarnation, NodeId, Origin};
 
 use crate::reshard::{cluster, cut, get, key_in, put};
 use crate::scenarios::ask;

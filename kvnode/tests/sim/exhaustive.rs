@@ -22,8 +22,8 @@ use kvnode::core::settings::{Mutant, Settings};
 use kvnode::core::topology::Transition;
 use kvnode::core::{Core, Effect, Event, Now};
 use kvnode::storage::memory::MemoryStore;
-use kvnode::wire::ident::{Addr, Incarnation, ShardId};
 use kvnode::wire::peer::{decode, encode};
+use kvnode_types::ident::{Addr, Incarnation, ShardId};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 const NODES: usize = 3;

@@ -8,7 +8,7 @@ use kvnode::core::request::{Answer, Op};
 use kvnode::core::room::Room;
 use kvnode::core::settings::Mutant;
 use kvnode::core::topology::Transition;
-use kvnode::wire::ident::{Key, ShardId};
+use kvnode_types::ident::{Key, ShardId};
 
 use crate::reshard::{cluster, context_of, cut, epoch_at, get, holds, key_in, moving, put, staying, wait_for};
 use crate::scenarios::ask;

@@ -2,7 +2,7 @@
 
 use kvnode::core::admin::AdminOp;
 use kvnode::core::request::Answer;
-use kvnode::wire::ident::ShardId;
+use kvnode_types::ident::ShardId;
 
 use crate::reshard::{cluster, context_of, cut, epoch_at, get, key_in, put, reshard, staying, wait_for};
 use crate::scenarios::ask;

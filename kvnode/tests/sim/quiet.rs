@@ -1,7 +1,7 @@
 //! A cluster at rest costs next to nothing, and still notices at once who dies.
 
 use kvnode::core::request::{Answer, Op};
-use kvnode::wire::ident::{SLOT_COUNT, ShardId};
+use kvnode_types::ident::{SLOT_COUNT, ShardId};
 
 use crate::reshard::{cluster, get, key_in, put, staying};
 use crate::scenarios::ask;

@@ -9,7 +9,7 @@ use kvnode::core::admin::AdminOp;
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::settings::Mutant;
 use kvnode::core::topology::Transition;
-use kvnode::wire::ident::{Key, ShardId, Slot};
+use kvnode_types::ident::{Key, ShardId, Slot};
 
 use crate::scenarios::ask;
 use crate::world::{Weather, World};

@@ -6,7 +6,7 @@ use kvnode::core::room::Room;
 use kvnode::core::settings::Mutant;
 use kvnode::core::topology::Transition;
 use kvnode::storage::Version;
-use kvnode::wire::ident::{Key, SLOT_COUNT, ShardId, Slot};
+use kvnode_types::ident::{Key, SLOT_COUNT, ShardId, Slot};
 
 use crate::reshard::{VALUE, cluster, context_of, cut, epoch_at, holds, put, staying, wait_for};
 use crate::world::{Weather, World};

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use kvnode::storage::gauge::Gauge;
 use kvnode::storage::memory::MemoryStore;
 use kvnode::storage::{Fact, Head, Listed, Result, Store, Syncer, Version};
-use kvnode::wire::ident::{Key, Slot};
+use kvnode_types::ident::{Key, Slot};
 
 #[derive(Clone)]
 pub struct Disk {

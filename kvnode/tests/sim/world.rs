@@ -17,8 +17,8 @@ use kvnode::core::settings::{Mutant, Settings};
 use kvnode::core::topology::{Topology, Transition};
 use kvnode::core::{Core, Effect, Event, Now, TICK_MS};
 use kvnode::storage::Store;
-use kvnode::wire::ident::{Addr, Incarnation, Key, NodeId};
 use kvnode::wire::peer::{Batch, decode, encode};
+use kvnode_types::ident::{Addr, Incarnation, Key, NodeId};
 
 use self::losses::Losses;
 use crate::rng::Rng;
@@ -56,7 +56,7 @@ enum Step {
     Answer { from: usize, to: usize, life: u64, batch: Option<Bytes> },
     Refused { from: usize, to: usize, life: u64, batch: Bytes },
     SyncStart { node: usize, life: u64 },
-    SyncEnd { node: usize, life: u64, mark: kvnode::core::causal::Vector, batches: usize },
+    SyncEnd { node: usize, life: u64, mark: kvnode_types::causal::Vector, batches: usize },
     Client { node: usize, id: u64, op: Op, tokens: Vec<String> },
     Admin { node: usize, id: u64, op: AdminOp },
 }

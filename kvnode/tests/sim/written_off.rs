@@ -7,7 +7,7 @@ use kvnode::core::admin::AdminOp;
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::settings::Mutant;
 use kvnode::core::topology::Transition;
-use kvnode::wire::ident::{Dot, Key, ShardId};
+use kvnode_types::ident::{Dot, Key, ShardId};
 
 use crate::reshard::{CUT, cluster, context_of, cut, epoch_at, holds, put, staying, wait_for};
 use crate::scenarios::ask;

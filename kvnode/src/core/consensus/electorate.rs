@@ -78,7 +78,7 @@ impl Electorate<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::ident::{Incarnation, NodeId};
+    use kvnode_types::ident::{Incarnation, NodeId};
 
     fn seats(bits: u32) -> BTreeSet<Seat> {
         (0..SEATS).filter(|n| bits >> n & 1 == 1).map(seat).collect()

@@ -1,6 +1,6 @@
 use super::*;
 use crate::core::topology::{ClusterId, Outcome};
-use crate::wire::ident::Addr;
+use kvnode_types::ident::Addr;
 
 fn addr(n: u32) -> Addr {
     format!("10.0.0.{n}:8090").parse().unwrap()

@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use crate::core::Core;
 use crate::core::topology::{Change, ChangeKind, Ended, Layout, Topology, Transition};
-use crate::wire::ident::Addr;
 use crate::wire::peer::Move;
+use kvnode_types::ident::Addr;
 
 /// The change that runs, or the last one.
 #[derive(Clone, Debug, Serialize)]

@@ -5,12 +5,12 @@ mod change;
 use serde::Serialize;
 
 use super::Core;
-use super::clock::Stamp;
 use super::topology::{SlotRun, slots_in};
 use crate::storage::{Result, Version};
-use crate::wire::ident::{Addr, Dot, Key, ShardId, Slot};
 use crate::wire::peer::Stage;
 pub use change::{ChangeStatus, PlanStatus};
+use kvnode_types::ident::{Addr, Dot, Key, ShardId, Slot};
+use kvnode_types::stamp::Stamp;
 
 /// The cluster as one node sees it.
 #[derive(Clone, Debug, Serialize)]
@@ -214,7 +214,7 @@ impl Core {
     /// The first replica of the shard without which nothing becomes stable.
     fn held_back_by(&self) -> Option<Addr> {
         let replica = self.replica.as_ref()?;
-        let holds = |node: &&crate::wire::ident::NodeId| {
+        let holds = |node: &&kvnode_types::ident::NodeId| {
             let peer = self.peer_of(**node);
             let serving = peer.is_some_and(|peer| peer.stage == Some(Stage::Serving) && self.is_reachable(peer));
             !serving || self.valid_report(**node).is_none()
@@ -224,7 +224,7 @@ impl Core {
 
     fn shard_statuses(&self) -> Vec<ShardStatus> {
         let Some(topology) = &self.topology else { return Vec::new() };
-        let one = |(&id, nodes): (&ShardId, &Vec<crate::wire::ident::NodeId>)| ShardStatus {
+        let one = |(&id, nodes): (&ShardId, &Vec<kvnode_types::ident::NodeId>)| ShardStatus {
             id: id.to_string(),
             members: topology.addrs_as_joined(nodes.iter().copied()),
             slots: topology.layout.slot_count(id),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{SlotRun, Topology};
 use crate::core::token::Seal;
-use crate::wire::ident::{Addr, Epoch, NodeId, Origin, ShardId, Slot};
+use kvnode_types::ident::{Addr, Epoch, NodeId, Origin, ShardId, Slot};
 
 /// A topology from one node's point of view.
 #[derive(Clone, Debug, Default)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::ident::{Epoch, NodeId, SLOT_COUNT, ShardId, Slot};
+use kvnode_types::ident::{Epoch, NodeId, SLOT_COUNT, ShardId, Slot};
 
 /// Slots from the first to the last, both included.
 pub type SlotRun = (Slot, Slot);

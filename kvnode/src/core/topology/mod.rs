@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::ident::{Addr, Epoch, Incarnation, NodeId, ShardId};
+use kvnode_types::ident::{Addr, Epoch, Incarnation, NodeId, ShardId};
 
 pub use bearings::Bearings;
 pub use layout::{Layout, SlotRun, slots_in};

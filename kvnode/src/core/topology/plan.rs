@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::layout::{Layout, run_length};
-use crate::wire::ident::{NodeId, SLOT_COUNT, ShardId};
+use kvnode_types::ident::{NodeId, SLOT_COUNT, ShardId};
 
 /// Replicas that a shard must have for its loss to need more than one failure.
 pub const REPLICAS_MIN: usize = 2;
@@ -145,7 +145,7 @@ pub fn warnings(before: &Layout, after: &Layout) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::ident::Slot;
+    use kvnode_types::ident::Slot;
 
     fn nodes(count: u32) -> Vec<NodeId> {
         (1..=count).map(NodeId).collect()

@@ -1,8 +1,8 @@
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::wire::ident::Incarnation;
 use crate::wire::peer::Message;
+use kvnode_types::ident::Incarnation;
 
 const PATIENCE: Patience = Patience { silence: Duration::from_secs(20), whole: Duration::from_secs(20) };
 

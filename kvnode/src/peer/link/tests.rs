@@ -5,7 +5,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::wire::ident::Incarnation;
+use kvnode_types::ident::Incarnation;
 
 fn batch() -> Batch {
     Batch {

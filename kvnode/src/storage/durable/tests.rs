@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::*;
-use crate::core::causal::Vector;
-use crate::core::clock::Stamp;
 use crate::storage::memory::MemoryStore;
-use crate::wire::ident::{Dot, Epoch, Incarnation, NodeId, Origin};
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::{Dot, Epoch, Incarnation, NodeId, Origin};
+use kvnode_types::stamp::Stamp;
 
 fn version(number: u64) -> Version {
     let origin = Origin { node: NodeId(1), epoch: Epoch(1), incarnation: Incarnation(7) };
@@ -273,7 +273,7 @@ fn listing_a_slot_does_not_look_at_what_is_staged_elsewhere() {
     let list_all = |store: &DurableStore| {
         let began = Instant::now();
         let listed = |slot| store.slot(Slot(slot), None, usize::MAX).unwrap().len();
-        let found: usize = (0..crate::wire::ident::SLOT_COUNT).map(listed).sum();
+        let found: usize = (0..kvnode_types::ident::SLOT_COUNT).map(listed).sum();
         (found, began.elapsed())
     };
     let (none, alone) = list_all(&store);

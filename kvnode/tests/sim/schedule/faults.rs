@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use kvnode::core::admin::AdminOp;
 use kvnode::core::room::Room;
-use kvnode::wire::ident::ShardId;
+use kvnode_types::ident::ShardId;
 
 use super::{FOUNDERS, NODES, Run};
 use crate::world::{JOINERS, Weather};

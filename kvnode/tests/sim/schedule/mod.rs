@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use kvnode::checker::Moment;
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::settings::Mutant;
-use kvnode::wire::ident::Dot;
+use kvnode_types::ident::Dot;
 
 use crate::rng::Rng;
 use crate::world::{JOINERS, World};
@@ -214,7 +214,7 @@ impl Run {
         let id = self.asked;
         let write = id + 1_000_000;
         let key = self.world.rng.below(self.load.keys as u64) as usize;
-        let text: kvnode::wire::ident::Key = self.keys[key].as_str().into();
+        let text: kvnode_types::ident::Key = self.keys[key].as_str().into();
         let session = self.sessions[index].fresh;
         let (op, open) = match self.rng().below(100) {
             // Without deletions "no such key" has no excuse.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kvnode::checker::judge;
 use kvnode::core::request::{Answer, Op};
 use kvnode::core::room::Room;
-use kvnode::wire::ident::Dot;
+use kvnode_types::ident::Dot;
 
 use super::{NODES, Outcome, Run};
 use crate::naive;

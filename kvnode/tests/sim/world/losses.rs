@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvnode::core::clock::Stamp;
 use kvnode::core::topology::TopologyVersion;
 use kvnode::storage::{Store, Version};
-use kvnode::wire::ident::{Dot, Key, NodeId, Origin, Slot};
+use kvnode_types::ident::{Dot, Key, NodeId, Origin, Slot};
+use kvnode_types::stamp::Stamp;
 
 use super::{SimNode, World};
 

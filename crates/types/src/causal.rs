@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::ident::{Dot, Epoch, Origin};
+use crate::ident::{Dot, Epoch, Origin};
 
 /// For each origin the highest number meant; absent means 0. Sorted by origin, no zero entries: equal vectors are equal
 /// bytes.
@@ -124,7 +124,7 @@ impl Context {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::ident::{Incarnation, NodeId};
+    use crate::ident::{Incarnation, NodeId};
 
     fn origin(node: u32) -> Origin {
         Origin { node: NodeId(node), epoch: Epoch(1), incarnation: Incarnation(9) }
