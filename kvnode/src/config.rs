@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::core::topology::NODES_MAX;
 use crate::limits::{LimitArgs, Limits};
 use crate::setting::{Setting, count, duration, shown};
+use kvnode_core::topology::NODES_MAX;
 use kvnode_types::ident::Addr;
 
 /// The literal that existing clients compare.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::topology::NODES_MAX;
+use kvnode_core::topology::NODES_MAX;
 use kvnode_types::ident::Addr;
 
 /// Longest delay of one direction of a link.

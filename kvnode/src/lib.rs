@@ -3,7 +3,6 @@
 pub mod checker;
 pub mod client;
 pub mod config;
-pub mod core;
 pub mod drill;
 pub mod handles;
 pub mod http;
@@ -18,4 +17,3 @@ pub mod run;
 mod setting;
 pub mod storage;
 pub mod threads;
-pub mod wire;

@@ -1,13 +1,13 @@
 //! What the benches measure: the protocol core's operations, each as something that can be done again and again.
 
-use kvnode::core::loss::Past;
-use kvnode::core::request::{Answer, Op};
-use kvnode::core::settings::Settings;
-use kvnode::core::token::Seal;
-use kvnode::core::topology::{Layout, plan};
-use kvnode::core::{Core, Effect, Event, Now};
-use kvnode::storage::memory::MemoryStore;
-use kvnode::wire::peer::{Batch, decode, encode};
+use kvnode_core::loss::Past;
+use kvnode_core::messages::{Batch, decode, encode};
+use kvnode_core::request::{Answer, Op};
+use kvnode_core::settings::Settings;
+use kvnode_core::store::memory::MemoryStore;
+use kvnode_core::token::Seal;
+use kvnode_core::topology::{Layout, plan};
+use kvnode_core::{Core, Effect, Event, Now};
 use kvnode_types::causal::{Context, Vector};
 use kvnode_types::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin};
 

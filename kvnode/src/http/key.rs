@@ -15,7 +15,7 @@ use super::fields::{self, Fields};
 use super::filters::{Answered, Counted, counted, hold};
 use super::reply::{Refusal, Reply};
 use super::route::Matched;
-use crate::core::request::Op;
+use kvnode_core::request::Op;
 
 /// Answers a request that was looked up as one for a key.
 pub async fn answer(caller: &Caller, matched: Matched, request: Request<Incoming>) -> Response<Full<Bytes>> {

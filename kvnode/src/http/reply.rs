@@ -11,9 +11,9 @@ use super::fields::METADATA_HEADER;
 use super::gate::Lease;
 use super::query;
 use super::route::{self, NoRoute};
-use crate::core::request::{Answer, Missing};
 use crate::node::NotReady;
 use crate::peer::auth;
+use kvnode_core::request::{Answer, Missing};
 use kvnode_types::ident::Dot;
 
 const METADATA: HeaderName = HeaderName::from_static(METADATA_HEADER);

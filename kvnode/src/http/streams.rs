@@ -20,7 +20,7 @@ use super::places::Place;
 use super::reply::{Refusal, Reply};
 use crate::peer::frames::{Broken, Frames, Patience};
 use crate::peer::{auth, protocol};
-use crate::wire::peer::Batch;
+use kvnode_core::messages::Batch;
 use kvnode_types::ident::Addr;
 
 /// Answers a request for a stream, and serves the stream once the answer is out.

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::auth::{Secret, TAG_LEN};
-use crate::wire::peer::{Batch, decode, encode_onto};
+use kvnode_core::messages::{Batch, decode, encode_onto};
 
 const LENGTH_LEN: usize = 4;
 /// What is read at once, at most, and what is kept of a buffer after a large frame.

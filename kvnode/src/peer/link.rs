@@ -18,7 +18,7 @@ use super::frames::{Frames, Patience};
 use super::names::Names;
 use super::{PATH, auth, protocol};
 use crate::drill::{Drill, Way};
-use crate::wire::peer::Batch;
+use kvnode_core::messages::Batch;
 use kvnode_types::ident::Addr;
 
 /// A node that does not accept a connection for so long counts as not there.

@@ -15,7 +15,7 @@ pub mod strangers;
 pub use link::{Link, LinkDone};
 pub use names::Names;
 
-use crate::wire::peer::PROTOCOL_VERSION;
+use kvnode_core::messages::PROTOCOL_VERSION;
 
 /// Where a stream begins.
 pub const PATH: &str = "/peer";

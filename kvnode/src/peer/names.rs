@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::core::topology::NODES_MAX;
+use kvnode_core::topology::NODES_MAX;
 use kvnode_types::ident::Addr;
 
 /// Threads that look names up. More than one, so that a name that nobody knows does not hold up all others.

@@ -1,6 +1,6 @@
 //! Nodes that an operator removes, while they are down or while they run.
 
-use kvnode::core::admin::AdminOp;
+use kvnode_core::admin::AdminOp;
 
 use crate::reshard::{cluster, cut, wait_for};
 use crate::world::World;

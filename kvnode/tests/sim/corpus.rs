@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use kvnode::core::admin::AdminOp;
-use kvnode::core::token::Seal;
-use kvnode::wire::peer::{decode, encode};
+use kvnode_core::admin::AdminOp;
+use kvnode_core::messages::{decode, encode};
+use kvnode_core::token::Seal;
 use kvnode_types::causal::Context;
 use kvnode_types::ident::{Epoch, Incarnation, NodeId, Origin};
 
@@ -79,7 +79,7 @@ fn talk(world: &mut World) {
         let key = key_in(number * 500..number * 500 + 500);
         let id = 10 * u64::from(number) + 1;
         token = match ask(world, number as usize % 6, id, put(&key, "1"), token.as_ref()) {
-            Some(kvnode::core::request::Answer::Created { context, .. }) => Some(context),
+            Some(kvnode_core::request::Answer::Created { context, .. }) => Some(context),
             other => panic!("{other:?}"),
         };
         ask(world, (number as usize + 1) % 6, id + 1, get(&key), token.as_ref());

@@ -1,6 +1,6 @@
 //! Requests that meet one fault after another. The world judges how long each may take; here they are made to take long.
 
-use kvnode::core::request::{Answer, Op};
+use kvnode_core::request::{Answer, Op};
 
 use crate::reshard::{cluster, context_of, cut, get, key_in, put};
 use crate::scenarios::ask;

@@ -15,14 +15,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use kvnode::checker::{Moment, judge};
-use kvnode::core::admin::AdminOp;
-use kvnode::core::loss::Past;
-use kvnode::core::request::{Answer, Op};
-use kvnode::core::settings::{Mutant, Settings};
-use kvnode::core::topology::Transition;
-use kvnode::core::{Core, Effect, Event, Now};
-use kvnode::storage::memory::MemoryStore;
-use kvnode::wire::peer::{decode, encode};
+use kvnode_core::admin::AdminOp;
+use kvnode_core::loss::Past;
+use kvnode_core::messages::{decode, encode};
+use kvnode_core::request::{Answer, Op};
+use kvnode_core::settings::{Mutant, Settings};
+use kvnode_core::store::memory::MemoryStore;
+use kvnode_core::topology::Transition;
+use kvnode_core::{Core, Effect, Event, Now};
 use kvnode_types::ident::{Addr, Incarnation, ShardId};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 

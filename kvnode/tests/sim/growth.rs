@@ -1,6 +1,6 @@
 //! What an operation costs as the cluster grows: messages, bytes, and the size of a context. Exact, because time is virtual.
 
-use kvnode::core::request::{Answer, Op};
+use kvnode_core::request::{Answer, Op};
 
 use crate::world::World;
 

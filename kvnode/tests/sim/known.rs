@@ -3,11 +3,11 @@
 //!
 //! Nodes 0 to 2 are shard s1, nodes 3 to 5 shard s2, nodes 6 and 7 may join.
 
-use kvnode::core::admin::AdminOp;
-use kvnode::core::request::{Answer, Op};
-use kvnode::core::room::Room;
-use kvnode::core::settings::Mutant;
-use kvnode::core::topology::Transition;
+use kvnode_core::admin::AdminOp;
+use kvnode_core::request::{Answer, Op};
+use kvnode_core::room::Room;
+use kvnode_core::settings::Mutant;
+use kvnode_core::topology::Transition;
 use kvnode_types::ident::{Key, ShardId};
 
 use crate::reshard::{cluster, context_of, cut, epoch_at, get, holds, key_in, moving, put, staying, wait_for};

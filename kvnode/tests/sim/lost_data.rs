@@ -1,8 +1,8 @@
 //! Nodes whose data is gone, and who know that there was some: the file beside it is still there.
 
-use kvnode::core::loss::Past;
-use kvnode::core::request::Answer;
-use kvnode::core::settings::Mutant;
+use kvnode_core::loss::Past;
+use kvnode_core::request::Answer;
+use kvnode_core::settings::Mutant;
 
 use crate::reshard::{cluster, get, put, staying, wait_for};
 use crate::scenarios::ask;

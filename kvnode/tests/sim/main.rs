@@ -29,7 +29,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use kvnode::core::settings::Mutant;
+use kvnode_core::settings::Mutant;
 
 use crate::schedule::Load;
 

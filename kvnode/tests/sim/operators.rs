@@ -1,7 +1,7 @@
 //! Schedules made by hand around what operators do, and what their clients see of it.
 
-use kvnode::core::admin::AdminOp;
-use kvnode::core::request::Answer;
+use kvnode_core::admin::AdminOp;
+use kvnode_core::request::Answer;
 use kvnode_types::ident::ShardId;
 
 use crate::reshard::{cluster, context_of, cut, epoch_at, get, key_in, put, reshard, staying, wait_for};

@@ -1,6 +1,6 @@
 //! A cluster at rest costs next to nothing, and still notices at once who dies.
 
-use kvnode::core::request::{Answer, Op};
+use kvnode_core::request::{Answer, Op};
 use kvnode_types::ident::{SLOT_COUNT, ShardId};
 
 use crate::reshard::{cluster, get, key_in, put, staying};

@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use kvnode::core::admin::AdminOp;
-use kvnode::core::request::{Answer, Op};
-use kvnode::core::settings::Mutant;
-use kvnode::core::topology::Transition;
+use kvnode_core::admin::AdminOp;
+use kvnode_core::request::{Answer, Op};
+use kvnode_core::settings::Mutant;
+use kvnode_core::topology::Transition;
 use kvnode_types::ident::{Key, ShardId, Slot};
 
 use crate::scenarios::ask;
@@ -326,7 +326,7 @@ pub fn many_changes_leave_nothing_behind(changes: u32) {
     assert_eq!(context_of(ask(&mut world, 3, 5, get(&key), Some(&old))).map(|_| ()), Ok(()));
 }
 
-fn kvnode_size(topology: &kvnode::core::topology::Topology) -> usize {
+fn kvnode_size(topology: &kvnode_core::topology::Topology) -> usize {
     postcard::to_stdvec(topology).expect("it can be stored").len()
 }
 

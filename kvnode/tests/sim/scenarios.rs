@@ -1,11 +1,11 @@
 //! Schedules made by hand, for what random ones hit too rarely.
 
-use kvnode::core::admin::AdminOp;
-use kvnode::core::request::{Answer, Op};
-use kvnode::core::room::Room;
-use kvnode::core::settings::Mutant;
-use kvnode::core::topology::Transition;
-use kvnode::storage::Version;
+use kvnode_core::admin::AdminOp;
+use kvnode_core::request::{Answer, Op};
+use kvnode_core::room::Room;
+use kvnode_core::settings::Mutant;
+use kvnode_core::store::Version;
+use kvnode_core::topology::Transition;
 use kvnode_types::ident::{Key, SLOT_COUNT, ShardId, Slot};
 
 use crate::reshard::{VALUE, cluster, context_of, cut, epoch_at, holds, put, staying, wait_for};

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use kvnode::storage::gauge::Gauge;
-use kvnode::storage::memory::MemoryStore;
-use kvnode::storage::{Fact, Head, Listed, Result, Store, Syncer, Version};
+use kvnode_core::store::gauge::Gauge;
+use kvnode_core::store::memory::MemoryStore;
+use kvnode_core::store::{Fact, Head, Listed, Result, Store, Syncer, Version};
 use kvnode_types::ident::{Key, Slot};
 
 #[derive(Clone)]

@@ -9,15 +9,15 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use bytes::Bytes;
-use kvnode::core::admin::AdminOp;
-use kvnode::core::loss::{Lost, Past, is_blank};
-use kvnode::core::request::{Answer, Op};
-use kvnode::core::room::Room;
-use kvnode::core::settings::{Mutant, Settings};
-use kvnode::core::topology::{Topology, Transition};
-use kvnode::core::{Core, Effect, Event, Now, TICK_MS};
-use kvnode::storage::Store;
-use kvnode::wire::peer::{Batch, decode, encode};
+use kvnode_core::admin::AdminOp;
+use kvnode_core::loss::{Lost, Past, is_blank};
+use kvnode_core::messages::{Batch, decode, encode};
+use kvnode_core::request::{Answer, Op};
+use kvnode_core::room::Room;
+use kvnode_core::settings::{Mutant, Settings};
+use kvnode_core::store::Store;
+use kvnode_core::topology::{Topology, Transition};
+use kvnode_core::{Core, Effect, Event, Now, TICK_MS};
 use kvnode_types::ident::{Addr, Incarnation, Key, NodeId};
 
 use self::losses::Losses;

@@ -3,10 +3,10 @@
 //!
 //! Nodes 0 to 2 are shard s1, nodes 3 to 5 shard s2; node 6 joins s2. Node 0 alone has a write of the layout before.
 
-use kvnode::core::admin::AdminOp;
-use kvnode::core::request::{Answer, Op};
-use kvnode::core::settings::Mutant;
-use kvnode::core::topology::Transition;
+use kvnode_core::admin::AdminOp;
+use kvnode_core::request::{Answer, Op};
+use kvnode_core::settings::Mutant;
+use kvnode_core::topology::Transition;
 use kvnode_types::ident::{Dot, Key, ShardId};
 
 use crate::reshard::{CUT, cluster, context_of, cut, epoch_at, holds, put, staying, wait_for};

@@ -8,7 +8,7 @@ use super::*;
 use crate::limits::Limits;
 use crate::node::NodeHandle;
 use crate::node::tests::{parts, ready as ready_node};
-use crate::storage::memory::MemoryStore;
+use kvnode_core::store::memory::MemoryStore;
 use kvnode_types::ident::Addr;
 
 async fn caller() -> Arc<Caller> {

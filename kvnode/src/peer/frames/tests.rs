@@ -1,7 +1,7 @@
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::wire::peer::Message;
+use kvnode_core::messages::Message;
 use kvnode_types::ident::Incarnation;
 
 const PATIENCE: Patience = Patience { silence: Duration::from_secs(20), whole: Duration::from_secs(20) };

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::*;
-use crate::storage::memory::MemoryStore;
+use kvnode_core::store::memory::MemoryStore;
 use kvnode_types::causal::Vector;
 use kvnode_types::ident::{Dot, Epoch, Incarnation, NodeId, Origin};
 use kvnode_types::stamp::Stamp;
@@ -217,7 +217,7 @@ fn only_a_failed_checksum_is_damage() {
     use fjall::{Error, JournalRecoveryError, LsmError};
     let io = |errno: i32| Error::Io(io::Error::from_raw_os_error(errno));
     let checksum = Error::JournalRecovery(JournalRecoveryError::ChecksumMismatch);
-    assert!(matches!(StoreError::from(checksum), StoreError::Damaged(_)));
+    assert!(matches!(of_engine(checksum), StoreError::Damaged(_)));
     let others = [
         Error::InvalidVersion(None),
         Error::InvalidTrailer,
@@ -238,7 +238,7 @@ fn only_a_failed_checksum_is_damage() {
     ];
     for other in others {
         let text = other.to_string();
-        assert!(!matches!(StoreError::from(other), StoreError::Damaged(_)), "{text}");
+        assert!(!matches!(of_engine(other), StoreError::Damaged(_)), "{text}");
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use kvnode::core::admin::AdminOp;
-use kvnode::core::room::Room;
+use kvnode_core::admin::AdminOp;
+use kvnode_core::room::Room;
 use kvnode_types::ident::ShardId;
 
 use super::{FOUNDERS, NODES, Run};

@@ -7,8 +7,8 @@ mod peace;
 use std::collections::BTreeMap;
 
 use kvnode::checker::Moment;
-use kvnode::core::request::{Answer, Op};
-use kvnode::core::settings::Mutant;
+use kvnode_core::request::{Answer, Op};
+use kvnode_core::settings::Mutant;
 use kvnode_types::ident::Dot;
 
 use crate::rng::Rng;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kvnode::checker::judge;
-use kvnode::core::request::{Answer, Op};
-use kvnode::core::room::Room;
+use kvnode_core::request::{Answer, Op};
+use kvnode_core::room::Room;
 use kvnode_types::ident::Dot;
 
 use super::{NODES, Outcome, Run};

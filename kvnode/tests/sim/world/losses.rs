@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvnode::core::topology::TopologyVersion;
-use kvnode::storage::{Store, Version};
+use kvnode_core::store::{Store, Version};
+use kvnode_core::topology::TopologyVersion;
 use kvnode_types::ident::{Dot, Key, NodeId, Origin, Slot};
 use kvnode_types::stamp::Stamp;
 

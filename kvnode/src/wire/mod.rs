@@ -1,3 +1,0 @@
-//! Messages between nodes.
-
-pub mod peer;
