@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
-use kvnode::checker::{Moment, judge};
+use kvnode_checker::{Moment, judge};
 use kvnode_core::admin::AdminOp;
 use kvnode_core::loss::Past;
 use kvnode_core::messages::{decode, encode};

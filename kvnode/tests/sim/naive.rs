@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvnode::checker::Moment;
+use kvnode_checker::Moment;
 
 #[derive(Clone, Default)]
 struct Past(Vec<u64>);

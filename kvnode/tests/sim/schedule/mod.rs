@@ -6,7 +6,7 @@ mod peace;
 
 use std::collections::BTreeMap;
 
-use kvnode::checker::Moment;
+use kvnode_checker::Moment;
 use kvnode_core::request::{Answer, Op};
 use kvnode_core::settings::Mutant;
 use kvnode_types::ident::Dot;

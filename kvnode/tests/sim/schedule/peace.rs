@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kvnode::checker::judge;
+use kvnode_checker::judge;
 use kvnode_core::request::{Answer, Op};
 use kvnode_core::room::Room;
 use kvnode_types::ident::Dot;

@@ -1,12 +1,12 @@
 //! How fast the checker judges: correct histories by 8 clients, 5 % of them fresh, half of the operations reads. Where reads
 //! lag, a client sees a state that is up to so many writes old.
 //!
-//! Usage: cargo run --release -p kvnode --example check_speed -- OPERATIONS KEYS LAG
+//! Usage: cargo run --release -p kvnode-checker --example check_speed -- OPERATIONS KEYS LAG
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use kvnode::checker::{Moment, judge};
+use kvnode_checker::{Moment, judge};
 
 fn main() {
     let arguments: Vec<u64> = std::env::args().skip(1).filter_map(|text| text.parse().ok()).collect();
