@@ -1,6 +1,5 @@
 //! A node of a distributed, replicated, causally consistent, sharded key-value store.
 
-pub mod client;
 pub mod config;
 pub mod drill;
 pub mod handles;

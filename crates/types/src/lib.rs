@@ -4,6 +4,9 @@ pub mod causal;
 pub mod ident;
 pub mod stamp;
 
+/// The header of HTTP that carries the causal context.
+pub const METADATA_HEADER: &str = "x-causal-metadata";
+
 /// A short mark that tells two contents apart (xxh3, 64 bits); no protection against forgery.
 pub fn fingerprint(bytes: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(bytes)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kvnode::client::Client;
+use kvnode_client::Client;
 use kvnode_types::ident::{SLOT_COUNT, Slot};
 use serde::Deserialize;
 

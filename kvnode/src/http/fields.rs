@@ -14,10 +14,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::reply::Refusal;
+use kvnode_types::METADATA_HEADER;
 use kvnode_types::ident::Key;
-
-/// The header that carries causal metadata, in both directions.
-pub const METADATA_HEADER: &str = "x-causal-metadata";
 
 /// A request body, taken apart but not judged.
 #[derive(Debug, Default, Deserialize)]

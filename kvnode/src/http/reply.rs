@@ -7,13 +7,13 @@ use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RE
 use hyper::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::fields::METADATA_HEADER;
 use super::gate::Lease;
 use super::query;
 use super::route::{self, NoRoute};
 use crate::node::NotReady;
 use crate::peer::auth;
 use kvnode_core::request::{Answer, Missing};
+use kvnode_types::METADATA_HEADER;
 use kvnode_types::ident::Dot;
 
 const METADATA: HeaderName = HeaderName::from_static(METADATA_HEADER);

@@ -1,6 +1,6 @@
 //! reshard: the plan, the question, the watching, the receipt.
 
-use kvnode::client::Client;
+use kvnode_client::Client;
 use reqwest::Method;
 use serde_json::{Value, json};
 

@@ -5,8 +5,8 @@
 //! sent again. [`Session`] carries the causal context from answer to request.
 //!
 //! ```no_run
-//! use kvnode::client::{Client, Session};
-//! # async fn example() -> Result<(), kvnode::client::Error> {
+//! use kvnode_client::{Client, Session};
+//! # async fn example() -> Result<(), kvnode_client::Error> {
 //! let client = Client::new(vec!["127.0.0.1:8082".into(), "127.0.0.1:8083".into()]);
 //! let mut session = Session::default();
 //! let value = serde_json::value::to_raw_value("hello").expect("text is JSON");
@@ -27,10 +27,9 @@ use serde_json::value::RawValue;
 
 mod printable;
 
+pub use kvnode_types::METADATA_HEADER;
 pub use printable::printable;
 
-/// The header that carries the causal context.
-pub const METADATA_HEADER: &str = "x-causal-metadata";
 /// Longer than any wait that a node itself allows by default.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
