@@ -3,6 +3,9 @@
 //! `KV_SEEDS=10000` runs more seeds, `KV_FIRST=n` those from there on; `KV_SEED=n` runs one and prints what the nodes said;
 //! `KV_OPERATIONS=10000` makes each history so long, with more clients at once.
 
+// Nothing of it is in a build without tests.
+#![cfg(test)]
+
 /// A simulation allocates more than it does anything else.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -96,7 +99,7 @@ fn seeds() {
     });
     let Total { answered, refused, lost, absences, layouts, failed, .. } = total.into_inner().expect("no other panics");
     if let Some((seed, offence)) = failed {
-        panic!("seed {seed}: {offence}\nreplay: KV_SEED={seed} cargo test -p kvnode --test sim seeds")
+        panic!("seed {seed}: {offence}\nreplay: KV_SEED={seed} cargo test -p kvnode-sim seeds")
     }
     println!(
         "{count} seeds: {answered} answered, {refused} refused, {lost} lost by right, {absences} reads of known deletions, \

@@ -1,4 +1,4 @@
-//! Seeds for fuzzing, from real messages: `KV_CORPUS=fuzz/corpus cargo test -p kvnode --test sim corpus -- --ignored`.
+//! Seeds for fuzzing, from real messages: `KV_CORPUS=fuzz/corpus cargo test -p kvnode-sim corpus -- --ignored`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use crate::world::World;
 fn write(kind: &str, name: &str, bytes: &[u8]) {
     let root = PathBuf::from(std::env::var_os("KV_CORPUS").expect("KV_CORPUS names a folder"));
     // Tests run in their crate's folder.
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(root).join(kind);
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(root).join(kind);
     std::fs::create_dir_all(&folder).expect("a folder");
     std::fs::write(folder.join(name), bytes).expect("a file");
 }
