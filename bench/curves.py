@@ -2,7 +2,7 @@
 """What grows with what, and how long things take: the figures of ARCHITECTURE.md.
 
 Needs a release build; `paused` and `etcd` need wrk, `etcd` needs etcd (Debian: wrk, etcd-server).
-Usage: examples/curves.py TARGET_FOLDER rest|memory KEYS...|restart KEYS...|values BYTES...|visibility|paused|etcd|first-put
+Usage: bench/curves.py TARGET_FOLDER rest|memory KEYS...|restart KEYS...|values BYTES...|visibility|paused|etcd|first-put
 """
 
 import json

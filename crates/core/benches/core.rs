@@ -1,4 +1,4 @@
-//! Time and allocations of the core's operations: `cargo bench -p kvnode --bench core`.
+//! Time and allocations of the core's operations: `cargo bench -p kvnode-core --bench core`.
 
 mod operations;
 

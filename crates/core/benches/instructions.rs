@@ -1,4 +1,4 @@
-//! Does one operation of the core so many times, for tools that count: `examples/instructions.py`.
+//! Does one operation of the core so many times, for tools that count: `bench/instructions.py`.
 
 mod operations;
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Where an operation of the core allocates, and how often: by valgrind's dhat, so exactly.
 
-Needs valgrind. Usage: examples/allocations.py [OPERATION...]; without one: get, put at a majority
+Needs valgrind. Usage: bench/allocations.py [OPERATION...]; without one: get, put at a majority
 """
 
 import collections
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 
-BUILD = ["cargo", "bench", "-p", "kvnode", "--bench", "instructions", "--no-run", "--message-format", "json"]
+BUILD = ["cargo", "bench", "-p", "kvnode-core", "--bench", "instructions", "--no-run", "--message-format", "json"]
 said = subprocess.run(BUILD, capture_output=True, text=True, check=True).stdout
 built = (json.loads(line) for line in said.splitlines())
 binary = next(one["executable"] for one in built if one.get("target", {}).get("name") == "instructions" and one.get("executable"))
@@ -25,7 +25,7 @@ def name_of(frame):
 
 
 def is_ours(name):
-    return "kvnode::" in name and not name.startswith(("alloc::", "<alloc::", "core::", "<core::"))
+    return ("kvnode_core::" in name or "kvnode_types::" in name) and not name.startswith(("alloc::", "<alloc::", "core::", "<core::"))
 
 
 def sites(operation, count):

@@ -2,7 +2,7 @@
 """A reshard from 2 to 3 shards and back under load, with a seventh node: the figures of ARCHITECTURE.md.
 
 Clients write and read with causal contexts the whole time and check what they read.
-Needs a release build. Usage: examples/reshard.py TARGET_FOLDER KEYS...
+Needs a release build. Usage: bench/reshard.py TARGET_FOLDER KEYS...
 Exit 1 if any client read something older than it had seen, or an acknowledged key is gone.
 """
 

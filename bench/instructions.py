@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Instructions per operation of the core, by callgrind: the same on every machine of the kind, however busy.
 
-Needs valgrind. SHA-256 has no hardware there and weighs more than in life. Usage: examples/instructions.py
+Needs valgrind. SHA-256 has no hardware there and weighs more than in life. Usage: bench/instructions.py
 """
 
 import json
 import re
 import subprocess
 
-BUILD = ["cargo", "bench", "-p", "kvnode", "--bench", "instructions", "--no-run", "--message-format", "json"]
+BUILD = ["cargo", "bench", "-p", "kvnode-core", "--bench", "instructions", "--no-run", "--message-format", "json"]
 said = subprocess.run(BUILD, capture_output=True, text=True, check=True).stdout
 built = (json.loads(line) for line in said.splitlines())
 binary = next(one["executable"] for one in built if one.get("target", {}).get("name") == "instructions" and one.get("executable"))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What an operation asks of the system, summed over all six nodes: calls and switches by perf, user and system time by /proc.
 
-Needs a release build, and perf with its tracepoints (root). Usage: examples/syscalls.py TARGET_FOLDER [mem|interval|always]
+Needs a release build, and perf with its tracepoints (root). Usage: bench/syscalls.py TARGET_FOLDER [mem|interval|always]
 """
 
 import pathlib

@@ -2,7 +2,7 @@
 """CPU time that a node takes for a request of some routes, of one build or of two in turn: medians of interleaved rounds.
 
 Requests come many at a time on one connection, so that this is what the program does for each and hardly what the system does.
-Needs release builds. Usage: examples/routes.py TARGET_FOLDER [OTHER_TARGET_FOLDER]
+Needs release builds. Usage: bench/routes.py TARGET_FOLDER [OTHER_TARGET_FOLDER]
 """
 
 import pathlib

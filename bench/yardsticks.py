@@ -4,7 +4,7 @@
 Beside them Redis, if it is installed.
 
 Needs a release build: cargo build --release && cargo build --release -p kvnode --examples
-Usage: examples/yardsticks.py TARGET_FOLDER [mem|interval|always] [ROUNDS]
+Usage: bench/yardsticks.py TARGET_FOLDER [mem|interval|always] [ROUNDS]
 """
 
 import pathlib
