@@ -1,7 +1,7 @@
 //! Faults that a node makes itself suffer, for drills: links that are cut or slow, a clock that is wrong.
 //!
 //! A container has no clock of its own, and one that Docker disconnects loses its published port too; so these faults are
-//! made inside the node. They sit in the shells alone: where batches of peers leave and arrive ([`crate::peer`],
+//! made inside the node. They sit in the shells alone: where batches of peers leave and arrive ([`crate::link`],
 //! [`crate::node`]), and where the wall clock is read. The protocol core knows nothing of them.
 //!
 //! A link has two directions, and each carries two things: the batches of the one node, and its answers to the batches of the

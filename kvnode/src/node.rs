@@ -21,7 +21,7 @@ use self::inbox::{Inbox, Incoming, Source, Waiting};
 use self::turn::{Driver, Held, arrive};
 use crate::config::Fsync;
 use crate::drill::{Drill, Injected, Way};
-use crate::peer::{Names, auth};
+use crate::link::{Names, auth};
 use crate::room::RoomGauge;
 use crate::storage::dir::DataDir;
 use kvnode_core::admin::{AdminAnswer, AdminOp, JobState};

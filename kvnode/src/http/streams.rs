@@ -18,8 +18,8 @@ use super::accept::{Caller, told};
 use super::conn::Guarded;
 use super::places::Place;
 use super::reply::{Refusal, Reply};
-use crate::peer::frames::{Broken, Frames, Patience};
-use crate::peer::{auth, protocol};
+use crate::link::frames::{Broken, Frames, Patience};
+use crate::link::{auth, protocol};
 use kvnode_core::messages::Batch;
 use kvnode_types::ident::Addr;
 

@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 
 use super::inbox::{Incoming, Source};
 use super::{Shared, fail, lock, notices, now};
-use crate::peer::{Link, LinkDone};
+use crate::link::{Link, LinkDone};
 use crate::room::{self, RoomGauge};
 use crate::storage::dir::DataDir;
 use kvnode_core::loss::Identity;

@@ -130,7 +130,8 @@ impl Line {
         match timeout(ANSWER_TIMEOUT, self.exchange(&batch)).await {
             Ok(Ok(answer)) => LinkDone::Answered(answer),
             Ok(Err(Failed::Unseen(why))) => {
-                tracing::debug!(peer = %self.peer, why, "a message can't be delivered");
+                // Operators name it in LOG_LEVEL.
+                tracing::debug!(target: "kvnode::peer::link", peer = %self.peer, why, "a message can't be delivered");
                 LinkDone::Undelivered { batch, another_secret: false }
             }
             Ok(Err(Failed::AnotherSecret)) => LinkDone::Undelivered { batch, another_secret: true },

@@ -8,12 +8,12 @@
 
 pub mod auth;
 pub mod frames;
-mod link;
 mod names;
+mod sending;
 pub mod strangers;
 
-pub use link::{Link, LinkDone};
 pub use names::Names;
+pub use sending::{Link, LinkDone};
 
 use kvnode_core::messages::PROTOCOL_VERSION;
 
