@@ -4,6 +4,7 @@ FROM ${RUST_IMAGE} AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY .cargo .cargo
+COPY crates crates
 COPY kvnode kvnode
 COPY kvctl kvctl
 # .cargo/config.toml makes Linux builds static, so that the binary runs in an empty image.

@@ -49,13 +49,13 @@ impl fmt::Display for Failure {
     }
 }
 
-impl From<kvnode::client::Error> for Failure {
-    fn from(error: kvnode::client::Error) -> Self {
+impl From<kvnode_client::Error> for Failure {
+    fn from(error: kvnode_client::Error) -> Self {
         let code = match error {
-            kvnode::client::Error::Unreachable(_) => Code::Unreachable,
-            kvnode::client::Error::TimedOut(_) => Code::TimedOut,
-            kvnode::client::Error::Broken(_) => Code::Failed,
-            kvnode::client::Error::NoUrl(_) => Code::Usage,
+            kvnode_client::Error::Unreachable(_) => Code::Unreachable,
+            kvnode_client::Error::TimedOut(_) => Code::TimedOut,
+            kvnode_client::Error::Broken(_) => Code::Failed,
+            kvnode_client::Error::NoUrl(_) => Code::Usage,
         };
         Self::new(code, error.to_string())
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use kvnode::client::{Answer, Client, Error};
+use kvnode_client::{Answer, Client, Error};
 use serde::Deserialize;
 
 use crate::cluster::NodeSpec;

@@ -1,7 +1,7 @@
 //! Faults that a node makes itself suffer, for drills: links that are cut or slow, a clock that is wrong.
 //!
 //! A container has no clock of its own, and one that Docker disconnects loses its published port too; so these faults are
-//! made inside the node. They sit in the shells alone: where batches of peers leave and arrive ([`crate::peer`],
+//! made inside the node. They sit in the shells alone: where batches of peers leave and arrive ([`crate::link`],
 //! [`crate::node`]), and where the wall clock is read. The protocol core knows nothing of them.
 //!
 //! A link has two directions, and each carries two things: the batches of the one node, and its answers to the batches of the
@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::topology::NODES_MAX;
-use crate::wire::ident::Addr;
+use kvnode_core::topology::NODES_MAX;
+use kvnode_types::ident::Addr;
 
 /// Longest delay of one direction of a link.
 pub const DELAY_MS_MAX: u64 = 10_000;

@@ -5,7 +5,7 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::core::topology::NODES_MAX;
+use kvnode_core::topology::NODES_MAX;
 
 /// The listener, the log, the lock, the runtime, and what is open for a moment: a journal that is tidied up, a table that is
 /// written, a connection that is turned away.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::core::status::{PeerStatus, Status};
+use kvnode_core::status::{PeerStatus, Status};
 
 /// One gauge per figure, each with its help line.
 pub fn render(status: &Status) -> String {

@@ -20,17 +20,17 @@ use tracing::{error, warn};
 use self::inbox::{Inbox, Incoming, Source, Waiting};
 use self::turn::{Driver, Held, arrive};
 use crate::config::Fsync;
-use crate::core::admin::{AdminAnswer, AdminOp, JobState};
-use crate::core::request::{Answer, Op};
-use crate::core::settings::Settings;
-use crate::core::{Core, Event, Now};
 use crate::drill::{Drill, Injected, Way};
-use crate::peer::{Names, auth};
+use crate::link::{Names, auth};
 use crate::room::RoomGauge;
 use crate::storage::dir::DataDir;
-use crate::storage::{Result, Store, Syncer};
-use crate::wire::ident::{Addr, ShardId};
-use crate::wire::peer::Batch;
+use kvnode_core::admin::{AdminAnswer, AdminOp, JobState};
+use kvnode_core::messages::Batch;
+use kvnode_core::request::{Answer, Op};
+use kvnode_core::settings::Settings;
+use kvnode_core::store::{Result, Store, Syncer};
+use kvnode_core::{Core, Event, Now};
+use kvnode_types::ident::{Addr, ShardId};
 
 /// How long a node that leaves waits for its peers to hold what it wrote.
 const DRAIN_MAX: Duration = Duration::from_secs(5);

@@ -1,13 +1,13 @@
-//! The loop's side of [`core::room`](crate::core::room): measures the store before the core takes what is to be stored.
+//! The loop's side of [`core::room`](kvnode_core::room): measures the store before the core takes what is to be stored.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::core::Event;
-use crate::core::request::Op;
-use crate::core::room::Room;
-use crate::storage::gauge::{Gauge, Usage};
-use crate::wire::peer::{Batch, Message};
+use kvnode_core::Event;
+use kvnode_core::messages::{Batch, Message};
+use kvnode_core::request::Op;
+use kvnode_core::room::Room;
+use kvnode_core::store::gauge::{Gauge, Usage};
 
 /// A measurement holds for so long.
 const MEASURE_EVERY: Duration = Duration::from_millis(50);

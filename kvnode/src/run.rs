@@ -12,8 +12,6 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::config::{Config, Fsync};
-use crate::core::loss::{Identity, Lost, Past, is_blank};
-use crate::core::settings::Settings;
 use crate::handles::Handles;
 use crate::http::{self, Front, accept};
 use crate::memory;
@@ -21,11 +19,13 @@ use crate::node::{NodeHandle, NodeParts};
 use crate::storage::damaged::{SetAside, last_set_aside};
 use crate::storage::dir::DataDir;
 use crate::storage::durable::DurableStore;
-use crate::storage::memory::MemoryStore;
 use crate::storage::opening::Opening;
-use crate::storage::{Store, StoreError};
 use crate::threads;
-use crate::wire::ident::Incarnation;
+use kvnode_core::loss::{Identity, Lost, Past, is_blank};
+use kvnode_core::settings::Settings;
+use kvnode_core::store::memory::MemoryStore;
+use kvnode_core::store::{Store, StoreError};
+use kvnode_types::ident::Incarnation;
 
 /// Status for settings that can't be used, as for a wrong command line.
 pub const EXIT_USAGE: u8 = 2;

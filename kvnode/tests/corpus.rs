@@ -4,12 +4,12 @@ mod fuzzed;
 
 use std::path::Path;
 
-use kvnode::core::causal::{Context, Vector};
-use kvnode::core::clock::Stamp;
-use kvnode::core::request::Op;
-use kvnode::storage::Version;
-use kvnode::wire::ident::{Dot, Epoch, Incarnation, NodeId, Origin, ShardId};
-use kvnode::wire::peer::{Batch, Message, Move, Progress, Report, Stage, Write, decode, encode};
+use kvnode_core::messages::{Batch, Message, Move, Progress, Report, Stage, Write, decode, encode};
+use kvnode_core::request::Op;
+use kvnode_core::store::Version;
+use kvnode_types::causal::{Context, Vector};
+use kvnode_types::ident::{Dot, Epoch, Incarnation, NodeId, Origin, ShardId};
+use kvnode_types::stamp::Stamp;
 
 fn replay(target: &str, run: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
@@ -49,7 +49,7 @@ const ENDS: [u64; 4] = [0, 1, u64::MAX - 1, u64::MAX];
 fn of_a_mate(life: u64, sent_ms: u64, echo_ms: u64, messages: Vec<Message>) -> Vec<u8> {
     let batch = Batch {
         cluster: None,
-        version: kvnode::core::topology::TopologyVersion { generation: 0, index: 1 },
+        version: kvnode_core::topology::TopologyVersion { generation: 0, index: 1 },
         from: "10.10.0.3:8090".parse().expect("an address"),
         life: Incarnation(life),
         to_life: Some(Incarnation(1_000)),

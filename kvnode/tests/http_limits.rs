@@ -6,8 +6,8 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use http_support::{Client, Node, PATIENCE, request, until};
-use kvnode::wire::ident::Incarnation;
-use kvnode::wire::peer::{Batch, Message, encode};
+use kvnode_core::messages::{Batch, Message, encode};
+use kvnode_types::ident::Incarnation;
 
 const CHUNKED_PUT: &str = "PUT /kvs/x HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n";
 
@@ -103,7 +103,7 @@ fn large_bodies_get_413() {
 
 /// A connection that has become a stream of batches.
 fn stream(node: &Node) -> Client {
-    let protocol = format!("kvnode-peer/{}", kvnode::wire::peer::PROTOCOL_VERSION);
+    let protocol = format!("kvnode-peer/{}", kvnode_core::messages::PROTOCOL_VERSION);
     let mut client = node.connect();
     client.send(&request("GET", "/peer", &[("connection", "upgrade"), ("upgrade", &protocol)], ""));
     let answer = client.answer();

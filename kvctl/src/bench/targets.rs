@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use kvnode::client::Client;
-use kvnode::wire::ident::{SLOT_COUNT, Slot};
+use kvnode_client::Client;
+use kvnode_types::ident::{SLOT_COUNT, Slot};
 use serde::Deserialize;
 
 use crate::args::Route;

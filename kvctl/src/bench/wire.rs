@@ -6,7 +6,7 @@
 
 use std::io::{Error, ErrorKind, Result};
 
-use kvnode::client::ANSWER_BYTES_MAX;
+use kvnode_client::ANSWER_BYTES_MAX;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -103,7 +103,7 @@ fn parse(bytes: &[u8], body_max: usize) -> Result<Option<Head>> {
             let length = std::str::from_utf8(header.value).ok().and_then(|text| text.parse().ok());
             head.length = length.filter(|length| *length <= body_max).ok_or_else(|| bad("an answer of no length"))?;
             sized = true;
-        } else if is(kvnode::client::METADATA_HEADER) {
+        } else if is(kvnode_client::METADATA_HEADER) {
             let at = header.value.as_ptr() as usize - bytes.as_ptr() as usize;
             head.metadata = Some((at, at + header.value.len()));
         } else if is("connection") {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use kvnode::client::Client;
+use kvnode_client::Client;
 use serde::Serialize;
 use serde_json::Value;
 

@@ -82,7 +82,7 @@ async fn targets(context: &Context, args: &BenchArgs) -> Result<(Vec<Target>, Pr
     if !args.url.is_empty() {
         let target = |url: &String| {
             let endpoint = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
-            endpoint.parse::<kvnode::wire::ident::Addr>().map_err(|bad| Failure::usage(format!("--url: {bad}")))?;
+            endpoint.parse::<kvnode_types::ident::Addr>().map_err(|bad| Failure::usage(format!("--url: {bad}")))?;
             Ok(Target { name: endpoint.clone(), endpoint })
         };
         let targets: Vec<Target> = args.url.iter().map(target).collect::<Result<_>>()?;

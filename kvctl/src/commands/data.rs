@@ -1,6 +1,6 @@
 //! put, get, delete, keys: with a causal session kept from command to command.
 
-use kvnode::client::{Answer, Client, Error, Session};
+use kvnode_client::{Answer, Client, Error, Session};
 use serde_json::Value;
 use serde_json::value::RawValue;
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::{join, join_all};
-use kvnode::client::Client;
+use kvnode_client::Client;
 
 use super::Context;
 use super::up::bring_up;

@@ -31,7 +31,7 @@ pub async fn view(context: &Context, via: &Via) -> Result<()> {
 }
 
 pub async fn shard(context: &Context, command: ShardCommand) -> Result<()> {
-    let path = |what: &str, shard: &str| format!("/shard/{what}/{}", kvnode::client::encode(shard));
+    let path = |what: &str, shard: &str| format!("/shard/{what}/{}", kvnode_client::encode(shard));
     match command {
         ShardCommand::Ids(via) => look(context, &via, "/shard/ids", "shard-ids").await,
         ShardCommand::Members { shard, via } => look(context, &via, &path("members", &shard), "shard-members").await,

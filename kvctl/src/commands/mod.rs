@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kvnode::client::Client;
+use kvnode_client::Client;
 
 use crate::args::{Cli, Command, Output, ShardCommand, Via};
 use crate::cluster::NodeSpec;

@@ -3,7 +3,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use kvnode::client::Client;
+use kvnode_client::Client;
 use tokio::time::timeout;
 
 use super::Names;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use kvnode::client::Client;
+use kvnode_client::Client;
 use reqwest::Method;
 use serde_json::{Value, json};
 

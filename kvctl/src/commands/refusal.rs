@@ -1,6 +1,6 @@
 //! What becomes of a refusal, or of no answer at all: a failure that says what is known.
 
-use kvnode::client::{Answer, Client, Error};
+use kvnode_client::{Answer, Client, Error};
 use serde_json::{Value, json};
 
 use super::Names;
@@ -36,7 +36,7 @@ pub async fn explained(answer: &Answer, record: &Record, runtime: &Runtime) -> F
     let failure = refused(answer);
     let told = answer.error();
     let Some(shard) = told.strip_prefix(NO_REPLICA).and_then(|rest| rest.split(' ').next()) else { return failure };
-    let path = format!("/shard/members/{}", kvnode::client::encode(shard));
+    let path = format!("/shard/members/{}", kvnode_client::encode(shard));
     // Who answered a moment ago answers again, or the failure stands as it is.
     let Ok(members) = Client::new(vec![answer.node.clone()]).look(&path).await else { return failure };
     let members = members.json()["shard-members"].as_array().cloned().unwrap_or_default();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
-use kvnode::client::Client;
+use kvnode_client::Client;
 use serde::Serialize;
 
 use super::{Context, Names};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kvnode::client::{Answer, Client, Error, Session};
+use kvnode_client::{Answer, Client, Error, Session};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -89,7 +89,7 @@ pub async fn add_member(context: &Context, shard: &str, address: &str, limit: Du
     let (record, runtime) = context.runtime().await?;
     let body = json!({ "socket-address": address_of(&record, &runtime, address)? });
     let client = client_of(&record, &runtime, via).await?.patient(limit);
-    let path = format!("/shard/add-member/{}", kvnode::client::encode(shard));
+    let path = format!("/shard/add-member/{}", kvnode_client::encode(shard));
     let names = Names::of(&record, &runtime);
     let answer = change(&client, &names, Method::PUT, &path, Some(&body)).await?;
     super::loss::remember_now(context, &record, &runtime).await;

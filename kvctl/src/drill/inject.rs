@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use kvnode::client::{Answer, Client, Session};
+use kvnode_client::{Answer, Client, Session};
 use reqwest::Method;
 use serde_json::{Value, json};
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use kvnode::checker::Moment;
+use kvnode_checker::Moment;
 
 use super::fault::Kind;
 use super::history::{Fate, Final, History, Op, Verb};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use kvnode::checker::judge;
+use kvnode_checker::judge;
 use serde::Serialize;
 
 use super::availability;

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use kvnode::client::{Answer, Client, Error, Session};
+use kvnode_client::{Answer, Client, Error, Session};
 use reqwest::Method;
 use serde_json::json;
 
@@ -166,7 +166,7 @@ impl<'a> Load<'a> {
             Verb::Delete => Method::DELETE,
         };
         let body = (!body.is_empty()).then(|| serde_json::Value::Object(body).to_string());
-        let path = format!("/kvs/{}", kvnode::client::encode(key));
+        let path = format!("/kvs/{}", kvnode_client::encode(key));
         let request = target.client.request(method, &path, body, &mut session);
         let answer = match tokio::time::timeout(PATIENCE, request).await {
             Ok(answer) => answer,

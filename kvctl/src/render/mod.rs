@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
 
 use comfy_table::Table;
-pub use kvnode::client::printable;
+pub use kvnode_client::printable;
 use serde::Serialize;
 
 use crate::args::Output;

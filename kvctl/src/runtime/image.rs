@@ -150,7 +150,7 @@ fn split_tag(image: &str) -> (&str, &str) {
 }
 
 fn fingerprint(bytes: &[u8]) -> String {
-    format!("{:016x}-{}", kvnode::wire::fingerprint(bytes), bytes.len())
+    format!("{:016x}-{}", kvnode_types::fingerprint(bytes), bytes.len())
 }
 
 /// A Linux binary without an interpreter: it runs in an empty image.
@@ -201,7 +201,7 @@ fn source_archive(root: &Path) -> Result<Vec<u8>> {
     for name in ["Dockerfile", "Cargo.toml", "Cargo.lock"] {
         archive.append_path_with_name(root.join(name), name).map_err(archive_error)?;
     }
-    for name in [".cargo", "kvnode", "kvctl"] {
+    for name in [".cargo", "crates", "kvnode", "kvctl"] {
         archive.append_dir_all(name, root.join(name)).map_err(archive_error)?;
     }
     archive.into_inner().map_err(archive_error)
@@ -242,13 +242,13 @@ mod tests {
         for name in ["Dockerfile", "Cargo.toml", "Cargo.lock"] {
             std::fs::File::create(tree.path().join(name)).unwrap().set_len(1 << 20).unwrap();
         }
-        for name in [".cargo", "kvnode", "kvctl"] {
+        for name in [".cargo", "crates", "kvnode", "kvctl"] {
             std::fs::create_dir(tree.path().join(name)).unwrap();
         }
         let bytes = source_archive(tree.path()).unwrap();
         let mut archive = tar::Archive::new(&bytes[..]);
         let kinds: Vec<_> = archive.entries().unwrap().map(|entry| entry.unwrap().header().entry_type()).collect();
-        assert!(kinds.len() >= 6 && kinds.iter().all(|kind| kind.is_file() || kind.is_dir()), "{kinds:?}");
+        assert!(kinds.len() >= 7 && kinds.iter().all(|kind| kind.is_file() || kind.is_dir()), "{kinds:?}");
     }
 
     #[test]

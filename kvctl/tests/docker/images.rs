@@ -113,7 +113,7 @@ fn from_source(name: &str, base: Option<&Base>) -> Cluster {
 /// What cargo would need is there, and it is asked for what the next line of the Dockerfile takes.
 const CARGO: &str = r#"
 [ "$*" = "build --release --locked --bin kvnode" ] || { echo "asked to $*"; exit 1; }
-for file in Cargo.toml Cargo.lock .cargo/config.toml kvnode/Cargo.toml kvnode/src/main.rs kvctl/Cargo.toml kvctl/src/main.rs
+for file in Cargo.toml Cargo.lock .cargo/config.toml crates/types/Cargo.toml crates/types/src/lib.rs crates/core/Cargo.toml crates/core/src/lib.rs kvnode/Cargo.toml kvnode/src/main.rs kvctl/Cargo.toml kvctl/src/main.rs
 do [ -s $file ] || { echo "there is no $file"; exit 1; }; done
 mkdir -p target/host/release && cp /prebuilt target/host/release/kvnode"#;
 

@@ -11,7 +11,7 @@ use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use kvnode::client::Client;
+use kvnode_client::Client;
 
 use support::{Cluster, Said, chain, hear, interrupt, until};
 

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use kvnode::client::{Client, Session};
+use kvnode_client::{Client, Session};
 
 use crate::support::{Cluster, until};
 use crate::{cluster, engine, options, port};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use kvnode::client::{Answer, Client, Session};
+use kvnode_client::{Answer, Client, Session};
 use serde_json::Value;
 
 pub mod mock;

@@ -14,10 +14,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::reply::Refusal;
-use crate::wire::ident::Key;
-
-/// The header that carries causal metadata, in both directions.
-pub const METADATA_HEADER: &str = "x-causal-metadata";
+use kvnode_types::METADATA_HEADER;
+use kvnode_types::ident::Key;
 
 /// A request body, taken apart but not judged.
 #[derive(Debug, Default, Deserialize)]

@@ -20,7 +20,7 @@ pub fn take_apart(input: &[u8]) {
     let _ = query::list(asked).map_err(super::reply::Refusal::reply);
     let mut headers = HeaderMap::new();
     if let Ok(value) = HeaderValue::from_bytes(header.unwrap_or_default()) {
-        headers.insert(fields::METADATA_HEADER, value);
+        headers.insert(kvnode_types::METADATA_HEADER, value);
     }
     match fields::Fields::of(body) {
         Ok(fields) => {

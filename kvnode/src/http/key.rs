@@ -16,7 +16,7 @@ use super::filters::{Answered, Counted, counted, hold};
 use super::gate::Gate;
 use super::reply::{Refusal, Reply};
 use super::route::Matched;
-use crate::core::request::Op;
+use kvnode_core::request::Op;
 
 /// Answers a request that was looked up as one for a key.
 pub async fn answer(caller: &Caller, matched: Matched, request: Request<Incoming>) -> Response<Full<Bytes>> {

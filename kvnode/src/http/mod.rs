@@ -24,8 +24,8 @@ use std::sync::Arc;
 
 use crate::handles::Handles;
 use crate::limits::Limits;
+use crate::link::strangers::Strangers;
 use crate::node::NodeHandle;
-use crate::peer::strangers::Strangers;
 
 pub mod accept;
 mod admin;

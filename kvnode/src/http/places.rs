@@ -21,7 +21,7 @@ use super::gate::{Budget, Lease};
 use crate::handles::Handles;
 use crate::limits::Limits;
 use crate::node::NodeHandle;
-use crate::wire::ident::Addr;
+use kvnode_types::ident::Addr;
 
 /// Streams of one node. More than one, because the end of one that is given up may take longer to arrive than the next.
 const STREAMS_OF_A_NODE: usize = 4;

@@ -7,8 +7,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::percent_decode_str;
 
 use super::reply::Refusal;
-use crate::core::request::Op;
-use crate::wire::ident::Key;
+use kvnode_core::request::Op;
+use kvnode_types::ident::Key;
 
 /// Keys of a page where the client doesn't say.
 const PAGE_DEFAULT: u32 = 100;

@@ -7,14 +7,14 @@ use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RE
 use hyper::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::fields::METADATA_HEADER;
 use super::gate::Lease;
 use super::query;
 use super::route::{self, NoRoute};
-use crate::core::request::{Answer, Missing};
+use crate::link::auth;
 use crate::node::NotReady;
-use crate::peer::auth;
-use crate::wire::ident::Dot;
+use kvnode_core::request::{Answer, Missing};
+use kvnode_types::METADATA_HEADER;
+use kvnode_types::ident::Dot;
 
 const METADATA: HeaderName = HeaderName::from_static(METADATA_HEADER);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");

@@ -191,7 +191,7 @@ mod tests {
             ("/status", &STATUS, ""),
             ("/metrics", &METRICS, ""),
             ("/drill", &DRILL_GET, ""),
-            (crate::peer::PATH, &PEER, ""),
+            (crate::link::PATH, &PEER, ""),
         ];
         for (path, entry, parameter) in table {
             let (is, rest) = found(Method::GET, path).unwrap_or_else(|| panic!("{path} is not found"));

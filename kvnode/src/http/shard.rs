@@ -12,10 +12,10 @@ use super::reply::{Refusal, Reply};
 use super::route::{
     ADD_MEMBER, KEY_COUNT, NODE_SHARD_ID, RESHARD_DELETE, RESHARD_GET, RESHARD_PUT, SHARD_IDS, SHARD_MEMBERS,
 };
-use crate::core::admin::{AdminOp, JobState};
-use crate::core::request::Op;
-use crate::core::topology::Outcome;
-use crate::wire::ident::ShardId;
+use kvnode_core::admin::{AdminOp, JobState};
+use kvnode_core::request::Op;
+use kvnode_core::topology::Outcome;
+use kvnode_types::ident::ShardId;
 
 pub fn routes() -> BoxedFilter<(Answered,)> {
     let ids = on(&SHARD_IDS).and(no_body()).then(ids);

@@ -18,10 +18,10 @@ use super::accept::{Caller, told};
 use super::conn::Guarded;
 use super::places::Place;
 use super::reply::{Refusal, Reply};
-use crate::peer::frames::{Broken, Frames, Patience};
-use crate::peer::{auth, protocol};
-use crate::wire::ident::Addr;
-use crate::wire::peer::Batch;
+use crate::link::frames::{Broken, Frames, Patience};
+use crate::link::{auth, protocol};
+use kvnode_core::messages::Batch;
+use kvnode_types::ident::Addr;
 
 /// Answers a request for a stream, and serves the stream once the answer is out.
 pub fn open(caller: &Arc<Caller>, mut request: Request<Incoming>) -> Result<Reply, Refusal> {

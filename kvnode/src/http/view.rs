@@ -9,8 +9,8 @@ use super::admin::{Fields, decide, finish};
 use super::filters::{Answered, Asked, Counted, body, no_body, on};
 use super::reply::{Refusal, Reply};
 use super::route::{RECOVER, VIEW_DELETE, VIEW_GET, VIEW_PUT};
-use crate::core::admin::{AdminOp, JobState};
-use crate::core::topology::Outcome;
+use kvnode_core::admin::{AdminOp, JobState};
+use kvnode_core::topology::Outcome;
 
 /// What a removal may wait for: an earlier change that had to be finished, and then its own.
 const REMOVAL_STEPS: usize = 2;

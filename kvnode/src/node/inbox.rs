@@ -6,11 +6,11 @@ use std::collections::{BTreeSet, HashMap};
 use tokio::sync::oneshot;
 
 use super::turn::Handled;
-use crate::core::Event;
-use crate::core::admin::AdminAnswer;
-use crate::core::request::Answer;
-use crate::wire::ident::Addr;
-use crate::wire::peer::Batch;
+use kvnode_core::Event;
+use kvnode_core::admin::AdminAnswer;
+use kvnode_core::messages::Batch;
+use kvnode_core::request::Answer;
+use kvnode_types::ident::Addr;
 
 /// An event, and who is to learn that it was handled.
 pub(super) struct Incoming {

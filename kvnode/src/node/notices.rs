@@ -2,9 +2,9 @@
 
 use tracing::{info, warn};
 
-use crate::core::Notice;
-use crate::core::topology::Ended;
-use crate::wire::ident::Addr;
+use kvnode_core::Notice;
+use kvnode_core::topology::Ended;
+use kvnode_types::ident::Addr;
 
 pub fn log(notice: &Notice) {
     match notice {

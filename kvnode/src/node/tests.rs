@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::*;
-use crate::storage::StoreError;
-use crate::storage::gauge::Gauge;
-use crate::storage::memory::MemoryStore;
-use crate::storage::{Fact, Head, Listed, Version};
-use crate::wire::ident::{Incarnation, Key, Slot};
+use kvnode_core::store::StoreError;
+use kvnode_core::store::gauge::Gauge;
+use kvnode_core::store::memory::MemoryStore;
+use kvnode_core::store::{Fact, Head, Listed, Version};
+use kvnode_types::ident::{Incarnation, Key, Slot};
 
 /// Syncs that wait until they are let through.
 #[derive(Default)]
@@ -327,7 +327,7 @@ async fn a_turn_at_once_waits_for_the_disk_if_it_must() {
     disk.set_stuck(true);
     let batch = Batch {
         cluster: None,
-        version: crate::core::topology::TopologyVersion::default(),
+        version: kvnode_core::topology::TopologyVersion::default(),
         from: from.clone(),
         life: Incarnation(1 << 42),
         to_life: None,
@@ -411,9 +411,9 @@ async fn a_link_rests_until_its_answer_is_heard() {
 async fn nobody_takes_away_the_next_life() {
     let (me, other): (Addr, Addr) = ("127.0.0.1:8090".parse().unwrap(), "127.0.0.1:8091".parse().unwrap());
     let node = NodeHandle::start(parts(Box::new(MemoryStore::new()), &me, vec![me.clone(), other.clone()])).unwrap();
-    let batch = |life: u64, messages: Vec<crate::wire::peer::Message>| Batch {
+    let batch = |life: u64, messages: Vec<kvnode_core::messages::Message>| Batch {
         cluster: None,
-        version: crate::core::topology::TopologyVersion::default(),
+        version: kvnode_core::topology::TopologyVersion::default(),
         from: other.clone(),
         life: Incarnation(life),
         to_life: None,
@@ -421,7 +421,7 @@ async fn nobody_takes_away_the_next_life() {
         echo_ms: 0,
         messages,
     };
-    let told = |known: u64| crate::wire::peer::Message::Superseded { known: Incarnation(known) };
+    let told = |known: u64| kvnode_core::messages::Message::Superseded { known: Incarnation(known) };
     for known in [u64::MAX, u64::MAX - 1, 1 << 43] {
         node.peer_batch(batch(5, vec![told(known)])).await.expect("an answer");
         assert_eq!(node.status()["life"], 1, "{known} is no life of a node");

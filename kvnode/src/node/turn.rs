@@ -22,14 +22,14 @@ use tracing::{debug, info, warn};
 
 use super::inbox::{Incoming, Source};
 use super::{Shared, fail, lock, notices, now};
-use crate::core::loss::Identity;
-use crate::core::{Committed, Core, Effect, Event, Now, Severity};
-use crate::peer::{Link, LinkDone};
+use crate::link::{Link, LinkDone};
 use crate::room::{self, RoomGauge};
 use crate::storage::dir::DataDir;
-use crate::storage::{Result, StoreError, Syncer};
-use crate::wire::ident::Addr;
-use crate::wire::peer::Batch;
+use kvnode_core::loss::Identity;
+use kvnode_core::messages::Batch;
+use kvnode_core::store::{Result, StoreError, Syncer};
+use kvnode_core::{Committed, Core, Effect, Event, Now, Severity};
+use kvnode_types::ident::Addr;
 
 /// Notes that a turn has panicked. Without it the node would stay there, answer reads from a core that is half changed, and
 /// leave everybody else waiting.
@@ -414,10 +414,10 @@ fn link_done(shared: &Arc<Shared>, peer: &Addr, fate: LinkDone) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::request::Op;
     use crate::node::{NodeHandle, tests::parts};
-    use crate::storage::memory::MemoryStore;
-    use crate::wire::ident::ShardId;
+    use kvnode_core::request::Op;
+    use kvnode_core::store::memory::MemoryStore;
+    use kvnode_types::ident::ShardId;
 
     #[test]
     fn a_failure_is_for_good() {

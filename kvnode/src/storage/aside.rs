@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::Version;
+use kvnode_core::store::Version;
 
 /// The file, and lines that are not in it yet.
 #[derive(Debug)]

@@ -4,7 +4,10 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::{Result, StoreError, format};
+use kvnode_core::store::{Result, StoreError};
+
+use super::error::of_io;
+use super::format;
 
 /// A store that was damaged.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,14 +22,14 @@ pub fn set_aside(dir: &Path) -> Result<PathBuf> {
     let free = |n: &u32| !dir.join(format!("damaged-{n}")).exists();
     let number = (1..=u32::MAX).find(free).ok_or_else(|| StoreError::Io("no free name to set data aside".into()))?;
     let aside = dir.join(format!("damaged-{number}"));
-    fs::create_dir(&aside).map_err(|error| StoreError::of_io(&error))?;
+    fs::create_dir(&aside).map_err(|error| of_io(&error))?;
     for name in ["fjall", "synced"] {
         match fs::rename(dir.join(name), aside.join(name)) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(StoreError::of_io(&error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(of_io(&error)),
             _ => {}
         }
     }
-    format::copy(dir, &aside).map_err(|error| StoreError::of_io(&error))?;
+    format::copy(dir, &aside).map_err(|error| of_io(&error))?;
     Ok(aside)
 }
 

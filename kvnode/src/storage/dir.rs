@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::identity::IdentityFile;
 use super::{format, whole};
-use crate::wire::ident::Addr;
+use kvnode_types::ident::Addr;
 
 /// A data directory that belongs to this process until it is dropped.
 #[derive(Debug)]

@@ -21,18 +21,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use kvnode_core::room::Room;
+use kvnode_core::store::gauge::{Gauge, Usage};
+use kvnode_core::store::{
+    Fact, Head, Listed, Result, Store, StoreError, Syncer, Version, decode, decode_head, decode_listed, encode,
+};
+use kvnode_types::ident::{Key, Slot};
 
 use super::aside::Aside;
+use super::ballast::{Ballast, free_bytes};
 use super::damaged::{SetAside, set_aside};
-use super::gauge::{Ballast, Gauge, Usage, free_bytes};
+use super::error::{of_engine, of_io};
 use super::opening::Opening;
 use super::sync_mark::SyncMark;
-use super::{
-    Fact, Head, Listed, Result, Store, StoreError, Syncer, Version, decode, decode_head, decode_listed, encode, format,
-    probe,
-};
-use crate::core::room::Room;
-use crate::wire::ident::{Key, Slot};
+use super::{format, probe};
 
 /// Block cache. Small, for a container with a few hundred MiB.
 const CACHE_BYTES: usize = 32 << 20;
@@ -97,21 +99,6 @@ struct FjallSyncer {
     synced: Mutex<SyncMark>,
 }
 
-/// Damage is what a checksum proves, and nothing else: all that is damaged is set aside. What makes no sense otherwise may be the work of
-/// another release, and what the operating system refuses may be there again tomorrow.
-impl From<fjall::Error> for StoreError {
-    fn from(error: fjall::Error) -> Self {
-        use fjall::{Error, JournalRecoveryError, LsmError};
-        match &error {
-            Error::Io(io) | Error::Storage(LsmError::Io(io)) => Self::of_io(io),
-            Error::Poisoned | Error::Locked | Error::KeyspaceDeleted => Self::Io(error.to_string()),
-            Error::Storage(LsmError::ChecksumMismatch { .. })
-            | Error::JournalRecovery(JournalRecoveryError::ChecksumMismatch) => Self::Damaged(error.to_string()),
-            _ => Self::Unreadable(error.to_string()),
-        }
-    }
-}
-
 fn version_key(slot: Slot, key: &str) -> Vec<u8> {
     [&slot.0.to_be_bytes(), key.as_bytes()].concat()
 }
@@ -136,7 +123,7 @@ impl DurableStore {
 
     fn open_telling(dir: &Path, opening: Arc<Opening>) -> Result<Self> {
         opening.is_read();
-        fs::create_dir_all(dir).map_err(|error| StoreError::of_io(&error))?;
+        fs::create_dir_all(dir).map_err(|error| of_io(&error))?;
         let ballast = Ballast::open(dir);
         let db = Database::builder(dir.join("fjall"))
             .cache_size(crate::memory::share(CACHE_BYTES, 16) as u64)
@@ -146,13 +133,14 @@ impl DurableStore {
             .worker_threads(2)
             // Commits say themselves when the journal is handed to the operating system.
             .manual_journal_persist(true)
-            .open()?;
+            .open()
+            .map_err(of_engine)?;
         let memtable = crate::memory::share(MEMTABLE_BYTES, 16) as u64;
         let options = || KeyspaceCreateOptions::default().max_memtable_size(memtable);
-        let keyspace = |name| db.keyspace(name, options);
+        let keyspace = |name| db.keyspace(name, options).map_err(of_engine);
         let (versions, keys, facts) = (keyspace("versions")?, keyspace("keys")?, keyspace("facts")?);
-        let recovered = facts.get(BATCH)?.map_or(Ok(0), |bytes| decode_number(&bytes))?;
-        let mark = SyncMark::open(&dir.join("synced")).map_err(|error| StoreError::of_io(&error))?;
+        let recovered = facts.get(BATCH).map_err(of_engine)?.map_or(Ok(0), |bytes| decode_number(&bytes))?;
+        let mark = SyncMark::open(&dir.join("synced")).map_err(|error| of_io(&error))?;
         let synced = mark.number;
         // A checksum of the journal has failed, and the engine has cut it off there.
         if recovered < synced {
@@ -265,13 +253,13 @@ impl DurableStore {
             _ => Bound::Included(prefix.as_bytes().to_vec()),
         };
         let range = self.keys.range::<Vec<u8>, _>((start, Bound::Unbounded)).map(|entry| -> Result<_> {
-            let (key, slot) = entry.into_inner()?;
+            let (key, slot) = entry.into_inner().map_err(of_engine)?;
             Ok((decode_key(&key)?, decode_slot(&slot)?))
         });
         let within = range.take_while(|entry| entry.as_ref().map_or(true, |(key, _)| key.starts_with(prefix)));
         let stored = within.map(|entry| {
             let (key, slot) = entry?;
-            let bytes = self.versions.get(version_key(slot, &key))?;
+            let bytes = self.versions.get(version_key(slot, &key)).map_err(of_engine)?;
             let bytes = bytes.ok_or_else(|| StoreError::Unreadable("a listed key without a version".into()))?;
             Ok((key, stored_as(&bytes)?))
         });
@@ -324,7 +312,7 @@ impl Store for DurableStore {
         if let Some(staged) = self.staged.get(key) {
             return Ok(staged.version.clone());
         }
-        let stored = self.versions.get(version_key(slot, key))?;
+        let stored = self.versions.get(version_key(slot, key)).map_err(of_engine)?;
         stored.map(|bytes| decode(&bytes)).transpose()
     }
 
@@ -336,7 +324,7 @@ impl Store for DurableStore {
         if let Some((_, head)) = last.as_ref().filter(|(last, _)| last == key) {
             return Ok(*head);
         }
-        let stored = self.versions.get(version_key(slot, key))?;
+        let stored = self.versions.get(version_key(slot, key)).map_err(of_engine)?;
         let head = stored.map(|bytes| decode_head(&bytes)).transpose()?;
         *last = Some((key.clone(), head));
         Ok(head)
@@ -359,7 +347,7 @@ impl Store for DurableStore {
         if let Some(staged) = self.staged_facts.get(name.0) {
             return Ok(Some(staged.clone()));
         }
-        Ok(self.facts.get(name.0)?.map(|bytes| bytes.to_vec()))
+        Ok(self.facts.get(name.0).map_err(of_engine)?.map(|bytes| bytes.to_vec()))
     }
 
     fn outlives_process(&self) -> bool {
@@ -377,7 +365,7 @@ impl Store for DurableStore {
         };
         let end = slot.0.checked_add(1).map_or(Bound::Unbounded, |next| Bound::Excluded(version_key(Slot(next), "")));
         let stored = self.versions.range((start, end)).map(|entry| {
-            let (key, bytes) = entry.into_inner()?;
+            let (key, bytes) = entry.into_inner().map_err(of_engine)?;
             Ok((decode_key(key.get(2..).unwrap_or_default())?, decode(&bytes)?))
         });
         overlay(stored, self.staged_of(slot, after), limit)
@@ -393,7 +381,7 @@ impl Store for DurableStore {
 
     fn scan(&self, visit: &mut dyn FnMut(Slot, &Key, &Version)) -> Result<()> {
         for entry in self.versions.iter() {
-            let (key, bytes) = entry.into_inner()?;
+            let (key, bytes) = entry.into_inner().map_err(of_engine)?;
             let (slot, key) = key.split_at_checked(2).ok_or_else(|| StoreError::Unreadable("a short key".into()))?;
             visit(decode_slot(slot)?, &decode_key(key)?, &decode(&bytes)?);
             self.opening.counts();
@@ -406,14 +394,14 @@ impl Store for DurableStore {
             return Ok(false);
         }
         // First: what the batch removes must not be lost between the two.
-        self.aside.write().map_err(|error| StoreError::of_io(&error))?;
+        self.aside.write().map_err(|error| of_io(&error))?;
         let number = self.syncer.committed.load(Ordering::Relaxed) + 1;
         let mut batch = self.db.batch().durability(Some(PersistMode::Buffer));
         self.last_head.take();
         self.staged_keys.clear();
         for (key, Staged { slot, version, known }) in std::mem::take(&mut self.staged) {
             let place = version_key(slot, &key);
-            let known = known.map_or_else(|| self.versions.contains_key(&place), Ok)?;
+            let known = known.map_or_else(|| self.versions.contains_key(&place), Ok).map_err(of_engine)?;
             match version {
                 Some(version) => {
                     if !known {
@@ -432,7 +420,7 @@ impl Store for DurableStore {
             batch.insert(&self.facts, name, value);
         }
         batch.insert(&self.facts, BATCH, number.to_be_bytes());
-        batch.commit()?;
+        batch.commit().map_err(of_engine)?;
         self.syncer.committed.store(number, Ordering::Release);
         Ok(true)
     }
@@ -480,7 +468,7 @@ impl FjallSyncer {
             && self.keyspaces.iter().all(|keyspace| keyspace.sealed_memtable_count() == 0)
         {
             for keyspace in &self.keyspaces {
-                keyspace.rotate_memtable()?;
+                keyspace.rotate_memtable().map_err(of_engine)?;
             }
         }
         Ok(())
@@ -490,10 +478,10 @@ impl FjallSyncer {
 impl Syncer for FjallSyncer {
     fn sync(&self) -> Result<()> {
         let number = self.committed.load(Ordering::Acquire);
-        self.db.persist(PersistMode::SyncData)?;
+        self.db.persist(PersistMode::SyncData).map_err(of_engine)?;
         self.bound_unflushed()?;
         let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
-        synced.raise(number).map_err(|error| StoreError::of_io(&error))
+        synced.raise(number).map_err(|error| of_io(&error))
     }
 }
 

@@ -11,9 +11,9 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::whole;
-use crate::core::loss::Identity;
-use crate::core::topology::ClusterId;
-use crate::wire::ident::{Incarnation, NodeId};
+use kvnode_core::loss::Identity;
+use kvnode_core::topology::ClusterId;
+use kvnode_types::ident::{Incarnation, NodeId};
 
 const NAME: &str = "identity";
 

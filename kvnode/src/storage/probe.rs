@@ -9,8 +9,9 @@ use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use kvnode_core::store::{Result, Store, StoreError};
+
 use super::durable::DurableStore;
-use super::{Result, Store, StoreError};
 
 /// The argument that makes the program a probe.
 pub const ARGUMENT: &str = "--probe-store";

@@ -8,18 +8,18 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use bytes::Bytes;
-use kvnode::core::causal::{Context, Vector};
-use kvnode::core::clock::Stamp;
-use kvnode::core::loss::Past;
-use kvnode::core::request::Op;
-use kvnode::core::settings::Settings;
-use kvnode::core::token::Seal;
-use kvnode::core::{Core, Event, Now};
 use kvnode::storage::durable::DurableStore;
-use kvnode::storage::memory::MemoryStore;
-use kvnode::storage::{Fact, Store, Version};
-use kvnode::wire::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin, Slot};
-use kvnode::wire::peer::{Batch, decode, encode};
+use kvnode_core::loss::Past;
+use kvnode_core::messages::{Batch, decode, encode};
+use kvnode_core::request::Op;
+use kvnode_core::settings::Settings;
+use kvnode_core::store::memory::MemoryStore;
+use kvnode_core::store::{Fact, Store, Version};
+use kvnode_core::token::Seal;
+use kvnode_core::{Core, Event, Now};
+use kvnode_types::causal::{Context, Vector};
+use kvnode_types::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin, Slot};
+use kvnode_types::stamp::Stamp;
 
 const KEY: [u8; 32] = [7; 32];
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvnode::client::Client;
+use kvnode_client::Client;
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -71,7 +71,7 @@ impl Planned {
             return Err(refused(&ids));
         }
         for id in ids.json()["shard-ids"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-            let count = client.look(&format!("/shard/key-count/{}", kvnode::client::encode(id))).await?;
+            let count = client.look(&format!("/shard/key-count/{}", kvnode_client::encode(id))).await?;
             if !count.is_success() && refused(&count).code == Code::Unreachable {
                 planned.gone.push(id.to_owned());
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use kvnode::client::{Answer, Client};
+use kvnode_client::{Answer, Client};
 use serde::Deserialize;
 
 use crate::commands::Names;

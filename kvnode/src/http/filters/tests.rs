@@ -8,8 +8,8 @@ use super::*;
 use crate::limits::Limits;
 use crate::node::NodeHandle;
 use crate::node::tests::{parts, ready as ready_node};
-use crate::storage::memory::MemoryStore;
-use crate::wire::ident::Addr;
+use kvnode_core::store::memory::MemoryStore;
+use kvnode_types::ident::Addr;
 
 async fn caller() -> Arc<Caller> {
     let me: Addr = "127.0.0.1:8090".parse().unwrap();

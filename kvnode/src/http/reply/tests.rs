@@ -3,7 +3,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::*;
-use crate::wire::ident::{Epoch, Incarnation, NodeId, Origin, ShardId};
+use kvnode_types::ident::{Epoch, Incarnation, NodeId, Origin, ShardId};
 
 /// Status, causal metadata and `Retry-After`.
 fn seen(reply: Reply) -> (u16, Option<String>, Option<String>) {

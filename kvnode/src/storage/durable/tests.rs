@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::*;
-use crate::core::causal::Vector;
-use crate::core::clock::Stamp;
-use crate::storage::memory::MemoryStore;
-use crate::wire::ident::{Dot, Epoch, Incarnation, NodeId, Origin};
+use kvnode_core::store::memory::MemoryStore;
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::{Dot, Epoch, Incarnation, NodeId, Origin};
+use kvnode_types::stamp::Stamp;
 
 fn version(number: u64) -> Version {
     let origin = Origin { node: NodeId(1), epoch: Epoch(1), incarnation: Incarnation(7) };
@@ -217,7 +217,7 @@ fn only_a_failed_checksum_is_damage() {
     use fjall::{Error, JournalRecoveryError, LsmError};
     let io = |errno: i32| Error::Io(io::Error::from_raw_os_error(errno));
     let checksum = Error::JournalRecovery(JournalRecoveryError::ChecksumMismatch);
-    assert!(matches!(StoreError::from(checksum), StoreError::Damaged(_)));
+    assert!(matches!(of_engine(checksum), StoreError::Damaged(_)));
     let others = [
         Error::InvalidVersion(None),
         Error::InvalidTrailer,
@@ -238,7 +238,7 @@ fn only_a_failed_checksum_is_damage() {
     ];
     for other in others {
         let text = other.to_string();
-        assert!(!matches!(StoreError::from(other), StoreError::Damaged(_)), "{text}");
+        assert!(!matches!(of_engine(other), StoreError::Damaged(_)), "{text}");
     }
 }
 
@@ -273,7 +273,7 @@ fn listing_a_slot_does_not_look_at_what_is_staged_elsewhere() {
     let list_all = |store: &DurableStore| {
         let began = Instant::now();
         let listed = |slot| store.slot(Slot(slot), None, usize::MAX).unwrap().len();
-        let found: usize = (0..crate::wire::ident::SLOT_COUNT).map(listed).sum();
+        let found: usize = (0..kvnode_types::ident::SLOT_COUNT).map(listed).sum();
         (found, began.elapsed())
     };
     let (none, alone) = list_all(&store);
