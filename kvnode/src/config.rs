@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use kvnode_core::topology::NODES_MAX;
+use kvnode_types::ident::Addr;
 
 use crate::limits::{LimitArgs, Limits};
 use crate::setting::{Setting, count, duration, shown};
-use kvnode_core::topology::NODES_MAX;
-use kvnode_types::ident::Addr;
 
 /// The literal that existing clients compare.
 pub const NOT_ENOUGH_NODES: &str = "Not enough nodes to provide fault tolerance with requested shard count";

@@ -14,6 +14,13 @@ use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use kvnode_core::admin::{AdminAnswer, AdminOp, JobState};
+use kvnode_core::messages::Batch;
+use kvnode_core::request::{Answer, Op};
+use kvnode_core::settings::Settings;
+use kvnode_core::store::{Result, Store, Syncer};
+use kvnode_core::{Core, Event, Now};
+use kvnode_types::ident::{Addr, ShardId};
 use tokio::sync::{Notify, oneshot, watch};
 use tracing::{error, warn};
 
@@ -24,13 +31,6 @@ use crate::drill::{Drill, Injected, Way};
 use crate::link::{Names, auth};
 use crate::room::RoomGauge;
 use crate::storage::dir::DataDir;
-use kvnode_core::admin::{AdminAnswer, AdminOp, JobState};
-use kvnode_core::messages::Batch;
-use kvnode_core::request::{Answer, Op};
-use kvnode_core::settings::Settings;
-use kvnode_core::store::{Result, Store, Syncer};
-use kvnode_core::{Core, Event, Now};
-use kvnode_types::ident::{Addr, ShardId};
 
 /// How long a node that leaves waits for its peers to hold what it wrote.
 const DRAIN_MAX: Duration = Duration::from_secs(5);

@@ -6,6 +6,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use kvnode_core::loss::{Identity, Lost, Past, is_blank};
+use kvnode_core::settings::Settings;
+use kvnode_core::store::memory::MemoryStore;
+use kvnode_core::store::{Store, StoreError};
+use kvnode_types::ident::Incarnation;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -21,11 +26,6 @@ use crate::storage::dir::DataDir;
 use crate::storage::durable::DurableStore;
 use crate::storage::opening::Opening;
 use crate::threads;
-use kvnode_core::loss::{Identity, Lost, Past, is_blank};
-use kvnode_core::settings::Settings;
-use kvnode_core::store::memory::MemoryStore;
-use kvnode_core::store::{Store, StoreError};
-use kvnode_types::ident::Incarnation;
 
 /// Status for settings that can't be used, as for a wrong command line.
 pub const EXIT_USAGE: u8 = 2;

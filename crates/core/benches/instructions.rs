@@ -2,6 +2,7 @@
 
 mod operations;
 
+#[expect(clippy::disallowed_methods, reason = "the bench is no core: it is told what to do")]
 fn main() {
     // Cargo's own `--bench` is left out.
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use kvnode_types::ident::{Addr, Epoch, NodeId, ShardId};
+
 use super::topology::{Layout, Outcome, Proposal, Refusal, RequestId};
 use super::{Core, Effect};
 use crate::store::Result;
-use kvnode_types::ident::{Addr, Epoch, NodeId, ShardId};
 
 /// How long an undecided request is repeated before its sender is told so.
 const DECISION_MS: u64 = 8_000;

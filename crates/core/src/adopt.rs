@@ -8,6 +8,9 @@
 //! remembered apart, as *handed*: it holds for all slots of the old shard, while the vector from now on speaks of the new
 //! shard's slots only.
 
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::{Addr, Epoch, NodeId, Origin, ShardId, Slot};
+
 use super::cursor::Cursor;
 use super::replica::{Handed, Replica};
 use super::settings::Mutant;
@@ -15,8 +18,6 @@ use super::topology::{Bearings, Layout, Topology, Transition};
 use super::{Core, FACT_TOPOLOGY, Settling, Severity, contact::Peer, encode_fact};
 use crate::messages::Stage;
 use crate::store::Result;
-use kvnode_types::causal::Vector;
-use kvnode_types::ident::{Addr, Epoch, NodeId, Origin, ShardId, Slot};
 
 /// How a node gets from one topology to the next.
 enum Step {

@@ -9,8 +9,9 @@
 
 use std::collections::BTreeSet;
 
-use super::Core;
 use kvnode_types::ident::{Addr, NodeId};
+
+use super::Core;
 
 #[derive(Debug)]
 pub(super) enum Arrival {

@@ -8,13 +8,14 @@
 //!   told what it holds of the origin, and none holds more than this one. What the entry names beyond that is lost, and
 //!   waiting would never end. The loss is said once.
 
+use kvnode_types::causal::{Context, Vector};
+use kvnode_types::ident::{Addr, Incarnation, Origin};
+
 use super::replica::Replica;
 use super::request::Missing;
 use super::settings::Mutant;
 use super::{Core, Severity};
 use crate::messages::{Report, Stage};
-use kvnode_types::causal::{Context, Vector};
-use kvnode_types::ident::{Addr, Incarnation, Origin};
 
 /// How a context looks to this replica.
 pub(super) enum Check {

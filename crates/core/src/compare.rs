@@ -12,6 +12,8 @@
 //!
 //! A mate that can't compare, for want of room, keeps those waiting who have seen what is uncovered.
 
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::{Addr, Dot, Epoch, Origin};
 use serde::{Deserialize, Serialize};
 
 use super::replica::Replica;
@@ -20,8 +22,6 @@ use super::topology::Transition;
 use super::{Core, encode_fact};
 use crate::messages::{Message, Stage};
 use crate::store::Fact;
-use kvnode_types::causal::Vector;
-use kvnode_types::ident::{Addr, Dot, Epoch, Origin};
 
 pub(super) const FACT_UNCOVERED: Fact = Fact("uncovered");
 

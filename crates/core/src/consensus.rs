@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use electorate::{Electorate, Step};
+use kvnode_types::ident::{Incarnation, NodeId};
 use ledger::{Ledger, decode_state};
 
 use super::topology::{Proposal, RequestId, Topology};
-use kvnode_types::ident::{Incarnation, NodeId};
 
 /// Ticks without a word from the leader after which an election begins: this many to twice this many.
 const ELECTION_TICKS: usize = 8;

@@ -5,6 +5,8 @@
 
 use std::collections::VecDeque;
 
+use kvnode_types::ident::{Addr, Epoch, Incarnation};
+
 use super::compare::Compares;
 use super::cursor::Cursor;
 use super::formation::Seeks;
@@ -16,7 +18,6 @@ use super::topology::TopologyVersion;
 use super::{Core, Now, Severity};
 use crate::messages::{Batch, Message, Move, Progress, Report, Stage};
 use crate::store::Result;
-use kvnode_types::ident::{Addr, Epoch, Incarnation};
 
 /// Bytes of messages after which a batch is full. One message may go beyond it.
 const BATCH_WEIGHT_MAX: usize = 1 << 20;

@@ -5,12 +5,13 @@
 //! what is left, or filled by it. A restart in between finds just that, is told the newer topology again, and goes on. Meanwhile it is a
 //! node that has lost its data ([`super::loss`]): under the topology before, nothing may begin as if there had never been any.
 
+use kvnode_types::ident::{Epoch, Key, Slot};
+
 use super::loss::Lost;
 use super::settings::Mutant;
 use super::topology::Topology;
 use super::{Core, Severity};
 use crate::store::{Listed, Result};
-use kvnode_types::ident::{Epoch, Key, Slot};
 
 /// Versions that a turn drops, and bytes of those that it sets aside.
 const VERSIONS_PER_STEP: usize = 2_000;

@@ -18,6 +18,8 @@
 
 use std::collections::BTreeSet;
 
+use kvnode_types::ident::{Addr, Incarnation, NodeId, ShardId};
+
 use super::contact::Peer;
 use super::repair::Repair;
 use super::replica::Replica;
@@ -25,7 +27,6 @@ use super::topology::{ClusterId, Topology, slots_in};
 use super::{Core, Severity, encode_fact};
 use crate::messages::{Floors, Message, Stage};
 use crate::store::{Fact, Result};
-use kvnode_types::ident::{Addr, Incarnation, NodeId, ShardId};
 
 /// Whether this node has taken part in the formation, and its replica has not been complete since.
 pub(super) const FACT_FORMS: Fact = Fact("forms");

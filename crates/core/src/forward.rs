@@ -6,6 +6,9 @@
 
 use std::collections::BTreeMap;
 
+use kvnode_types::causal::Context;
+use kvnode_types::ident::{Addr, NodeId, ShardId};
+
 use super::Core;
 use super::contact::Peer;
 use super::deadline::Span;
@@ -14,8 +17,6 @@ use super::serve::Requester;
 use super::settings::Mutant;
 use crate::messages::{Batch, Message, Stage};
 use crate::store::Result;
-use kvnode_types::causal::Context;
-use kvnode_types::ident::{Addr, NodeId, ShardId};
 
 /// How long a request looks for a replica before the client is told that there is none.
 const NO_REPLICA_MS: u64 = 1_800;

@@ -4,13 +4,14 @@
 
 use std::collections::BTreeMap;
 
+use kvnode_types::ident::{Addr, Incarnation, NodeId, ShardId};
+
 use super::admin::{Asked, JobState};
 use super::consensus::{Consensus, Sender};
 use super::topology::{ChangeKind, Ended, Proposal, RequestId, Topology, Transition};
 use super::{Core, FACT_RAFT, Severity};
 use crate::messages::{Message, Progress, Stage};
 use crate::store::Result;
-use kvnode_types::ident::{Addr, Incarnation, NodeId, ShardId};
 
 /// A node that asks to join is proposed at most so often.
 const JOIN_AGAIN_MS: u64 = 500;

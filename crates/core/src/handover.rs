@@ -13,6 +13,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::{Addr, Incarnation, NodeId, Origin, ShardId};
 use serde::{Deserialize, Serialize};
 
 use super::consensus::Consensus;
@@ -24,8 +26,6 @@ use super::topology::{ChangeKind, SlotRun, Transition};
 use super::{Core, encode_fact};
 use crate::messages::{Floors, Move, Progress, Scope, Stage};
 use crate::store::Fact;
-use kvnode_types::causal::Vector;
-use kvnode_types::ident::{Addr, Incarnation, NodeId, Origin, ShardId};
 
 pub(super) const FACT_COPIES: Fact = Fact("copies");
 /// Pause between two rounds of copying from one shard.

@@ -5,11 +5,11 @@
 //!
 //! Invariant: the counts describe exactly what the store holds.
 
+use kvnode_types::ident::{Dot, Key, Origin, SLOT_COUNT, Slot};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::clock::Clock;
 use crate::store::{Result, Store, Version};
-use kvnode_types::ident::{Dot, Key, Origin, SLOT_COUNT, Slot};
 
 #[derive(Debug)]
 pub struct Inventory {

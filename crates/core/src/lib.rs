@@ -51,9 +51,10 @@ mod stable;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use kvnode_types::ident::{Addr, Incarnation, NodeId, ShardId};
+
 use crate::messages::{Batch, Floors, Message, Stable, Stage};
 use crate::store::{Fact, Result, Store, StoreError};
-use kvnode_types::ident::{Addr, Incarnation, NodeId, ShardId};
 
 use admin::{AdminAnswer, AdminOp};
 use arrival::Arrival;

@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 
+use kvnode_types::causal::{Context, Vector};
+use kvnode_types::ident::{Epoch, Key, ShardId, Slot};
+
 use super::Core;
 use super::deadline::Span;
 use super::request::{Answer, Op};
 use super::serve::Requester;
 use crate::store::Result;
-use kvnode_types::causal::{Context, Vector};
-use kvnode_types::ident::{Epoch, Key, ShardId, Slot};
 
 /// Versions read for one page of a listing, at most: a page may be shorter than asked for.
 const LIST_READ_MAX: usize = 10_000;

@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::messages::Write;
 use kvnode_types::causal::Vector;
 use kvnode_types::ident::Origin;
+
+use crate::messages::Write;
 
 /// Invariant: per origin the log holds one gapless run of numbers, the newest applied ones.
 #[derive(Debug)]

@@ -10,13 +10,13 @@
 //! names no stage of its replica, for which everybody waits. That it was lost is kept in the store that takes the place of the lost one,
 //! until the replica is complete: the topology, which it may get from others before, tells nothing of data.
 
+use kvnode_types::ident::Addr;
 use serde::{Deserialize, Serialize};
 
 use super::topology::{ClusterId, Topology};
 use super::{Core, FACT_TOPOLOGY, Severity, encode_fact};
 use crate::messages::Stage;
 use crate::store::{Fact, Result, Store};
-use kvnode_types::ident::Addr;
 
 pub(super) const FACT_LOST: Fact = Fact("lost");
 /// The two ways on.

@@ -4,15 +4,15 @@
 //! numbered, so a batch may be lost, repeated or overtaken.
 
 use bytes::Bytes;
+use kvnode_types::causal::{Context, Vector};
+use kvnode_types::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin, ShardId, Slot};
+use kvnode_types::stamp::Stamp;
 use serde::{Deserialize, Serialize};
 
 use crate::replica::Handed;
 use crate::request::{Answer, Op};
 use crate::store::Version;
 use crate::topology::{ClusterId, Proposal, RequestId, SlotRun, Topology, TopologyVersion};
-use kvnode_types::causal::{Context, Vector};
-use kvnode_types::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin, ShardId, Slot};
-use kvnode_types::stamp::Stamp;
 
 /// First byte of every batch. A node refuses a version that it does not know.
 pub const PROTOCOL_VERSION: u8 = 6;

@@ -5,11 +5,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use kvnode_types::ident::{Addr, Epoch, NodeId, ShardId};
+
 use super::admin::{AdminAnswer, AdminOp};
 use super::contact::Peer;
 use super::topology::{Change, Ended, Outcome, Refusal, Topology, Transition};
 use super::{Core, Effect};
-use kvnode_types::ident::{Addr, Epoch, NodeId, ShardId};
 
 /// As long as a node refuses this one, that is said so often.
 const REFUSAL_AGAIN_MS: u64 = 60_000;

@@ -11,12 +11,13 @@
 //! Rule: nothing that is safe only under a fresh proof may go by silence. What becomes stable, and how clusters and shards begin,
 //! goes by [`Core::is_proven`]; waiting for copies and passing on go by [`Core::is_reachable`].
 
+use kvnode_types::ident::{Addr, Origin};
+
 use super::contact::Peer;
 use super::replica::Replica;
 use super::topology::Transition;
 use super::{Core, TICK_MS};
 use crate::messages::Stage;
-use kvnode_types::ident::{Addr, Origin};
 
 /// A peer that proved within this time that it hears us may be relied on to hear us.
 const PROVEN_MS: u64 = 500;

@@ -14,15 +14,16 @@
 
 use std::collections::VecDeque;
 
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::{Addr, Dot, Key, Slot};
+use kvnode_types::stamp::Stamp;
+
 use super::replica::Replica;
 use super::settings::Mutant;
 use super::topology::{SlotRun, slots_in};
 use super::{Core, Severity};
 use crate::messages::{Floors, Message, Scope, SlotListing, Stage, entry_weight};
 use crate::store::{Result, Version};
-use kvnode_types::causal::Vector;
-use kvnode_types::ident::{Addr, Dot, Key, Slot};
-use kvnode_types::stamp::Stamp;
 
 /// Silence of the source for so long ends a repair; it is begun anew where needed.
 const SILENCE_MS: u64 = 2_000;

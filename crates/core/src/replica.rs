@@ -7,12 +7,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::{Epoch, Incarnation, NodeId, Origin, ShardId};
+
 use super::inventory::Inventory;
 use super::log::Log;
 use crate::messages::{Floors, Message, Stage, Write};
 use crate::store::{Result, Store};
-use kvnode_types::causal::Vector;
-use kvnode_types::ident::{Epoch, Incarnation, NodeId, Origin, ShardId};
 
 /// Bytes of writes that wait for their dependencies, per origin. What does not fit is sent again.
 const INBOX_WEIGHT_MAX: usize = 4 << 20;

@@ -11,12 +11,13 @@
 //! Invariant: a write is applied only when it is its origin's next and its own-shard dependencies are applied. So what a
 //! replica has applied is always closed under causality within the shard, and a dot stands for all before it.
 
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::{Addr, Dot, Origin};
+
 use super::Core;
 use super::settings::Mutant;
 use crate::messages::{Floors, Message, Stage, Write};
 use crate::store::Result;
-use kvnode_types::causal::Vector;
-use kvnode_types::ident::{Addr, Dot, Origin};
 
 use super::contact::Peer;
 

@@ -6,6 +6,9 @@
 
 use std::collections::VecDeque;
 
+use kvnode_types::causal::{Context, Vector};
+use kvnode_types::ident::{Addr, Dot, Incarnation, Key, NodeId, Origin, ShardId, Slot};
+
 use super::causality::Check;
 use super::contact::Peer;
 use super::deadline::Span;
@@ -16,8 +19,6 @@ use super::topology::slots_in;
 use super::{Core, Effect, Now};
 use crate::messages::{Message, Stage, Write};
 use crate::store::{Result, Version};
-use kvnode_types::causal::{Context, Vector};
-use kvnode_types::ident::{Addr, Dot, Incarnation, Key, NodeId, Origin, ShardId, Slot};
 
 /// Bytes of values that one turn hands out to requests that have waited, about: thousands may wait for the same write.
 const ANSWERS_AT_ONCE_BYTES: usize = 8 << 20;

@@ -1,7 +1,8 @@
 //! What a core is started with, and the mutants that tests start it with.
 
-use super::loss::Past;
 use kvnode_types::ident::{Addr, Incarnation};
+
+use super::loss::Past;
 
 /// Durations are in milliseconds of the clock that the driver passes in.
 #[derive(Clone, Debug)]

@@ -15,6 +15,9 @@
 
 use std::collections::BTreeMap;
 
+use kvnode_types::causal::Vector;
+use kvnode_types::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin, ShardId, Slot};
+
 use super::causality::{knows_end, retired_in};
 use super::replica::Replica;
 use super::settings::Mutant;
@@ -22,8 +25,6 @@ use super::topology::Transition;
 use super::{Core, encode_fact};
 use crate::messages::{Floors, Report, Stable, Stage};
 use crate::store::{Fact, Result};
-use kvnode_types::causal::Vector;
-use kvnode_types::ident::{Addr, Dot, Epoch, Incarnation, Key, NodeId, Origin, ShardId, Slot};
 
 fn is_below(floors: &Floors, origin: Origin) -> bool {
     let below =

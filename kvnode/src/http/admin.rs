@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
+use kvnode_core::admin::{AdminAnswer, AdminOp, JobState};
+use kvnode_core::topology::{NODES_MAX, Outcome, Refusal as Refused};
+use kvnode_types::ident::{Addr, Epoch};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::reply::Refusal;
 use crate::node::NodeHandle;
-use kvnode_core::admin::{AdminAnswer, AdminOp, JobState};
-use kvnode_core::topology::{NODES_MAX, Outcome, Refusal as Refused};
-use kvnode_types::ident::{Addr, Epoch};
 
 /// A change that takes longer goes on, but nobody waits for it on an open request.
 const JOB_MAX: Duration = Duration::from_secs(900);

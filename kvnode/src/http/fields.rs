@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::HeaderMap;
+use kvnode_types::METADATA_HEADER;
+use kvnode_types::ident::Key;
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::reply::Refusal;
-use kvnode_types::METADATA_HEADER;
-use kvnode_types::ident::Key;
 
 /// A request body, taken apart but not judged.
 #[derive(Debug, Default, Deserialize)]

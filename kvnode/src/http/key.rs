@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::{Method, Request, Response};
+use kvnode_core::request::Op;
 
 use super::accept::Caller;
 use super::fields::{self, Fields};
@@ -16,7 +17,6 @@ use super::filters::{Answered, Counted, counted, hold};
 use super::gate::Gate;
 use super::reply::{Refusal, Reply};
 use super::route::Matched;
-use kvnode_core::request::Op;
 
 /// Answers a request that was looked up as one for a key.
 pub async fn answer(caller: &Caller, matched: Matched, request: Request<Incoming>) -> Response<Full<Bytes>> {

@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kvnode_types::ident::Addr;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -21,7 +22,6 @@ use super::gate::{Budget, Lease};
 use crate::handles::Handles;
 use crate::limits::Limits;
 use crate::node::NodeHandle;
-use kvnode_types::ident::Addr;
 
 /// Streams of one node. More than one, because the end of one that is given up may take longer to arrive than the next.
 const STREAMS_OF_A_NODE: usize = 4;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use kvnode_core::request::Op;
+use kvnode_types::ident::Key;
 use percent_encoding::percent_decode_str;
 
 use super::reply::Refusal;
-use kvnode_core::request::Op;
-use kvnode_types::ident::Key;
 
 /// Keys of a page where the client doesn't say.
 const PAGE_DEFAULT: u32 = 100;

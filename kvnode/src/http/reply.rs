@@ -5,6 +5,9 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE};
 use hyper::{Method, Response, StatusCode};
+use kvnode_core::request::{Answer, Missing};
+use kvnode_types::METADATA_HEADER;
+use kvnode_types::ident::Dot;
 use serde_json::{Value, json};
 
 use super::gate::Lease;
@@ -12,9 +15,6 @@ use super::query;
 use super::route::{self, NoRoute};
 use crate::link::auth;
 use crate::node::NotReady;
-use kvnode_core::request::{Answer, Missing};
-use kvnode_types::METADATA_HEADER;
-use kvnode_types::ident::Dot;
 
 const METADATA: HeaderName = HeaderName::from_static(METADATA_HEADER);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");

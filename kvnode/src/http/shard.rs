@@ -1,6 +1,10 @@
 //! `/shard/…`: which shards there are, who is in them, and how many there are to be.
 
 use hyper::StatusCode;
+use kvnode_core::admin::{AdminOp, JobState};
+use kvnode_core::request::Op;
+use kvnode_core::topology::Outcome;
+use kvnode_types::ident::ShardId;
 use serde_json::json;
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -12,10 +16,6 @@ use super::reply::{Refusal, Reply};
 use super::route::{
     ADD_MEMBER, KEY_COUNT, NODE_SHARD_ID, RESHARD_DELETE, RESHARD_GET, RESHARD_PUT, SHARD_IDS, SHARD_MEMBERS,
 };
-use kvnode_core::admin::{AdminOp, JobState};
-use kvnode_core::request::Op;
-use kvnode_core::topology::Outcome;
-use kvnode_types::ident::ShardId;
 
 pub fn routes() -> BoxedFilter<(Answered,)> {
     let ids = on(&SHARD_IDS).and(no_body()).then(ids);

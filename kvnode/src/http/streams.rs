@@ -10,6 +10,8 @@ use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use kvnode_core::messages::Batch;
+use kvnode_types::ident::Addr;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -20,8 +22,6 @@ use super::places::Place;
 use super::reply::{Refusal, Reply};
 use crate::link::frames::{Broken, Frames, Patience};
 use crate::link::{auth, protocol};
-use kvnode_core::messages::Batch;
-use kvnode_types::ident::Addr;
 
 /// Answers a request for a stream, and serves the stream once the answer is out.
 pub fn open(caller: &Arc<Caller>, mut request: Request<Incoming>) -> Result<Reply, Refusal> {

@@ -1,6 +1,8 @@
 //! `/view`: which nodes there are, and which there are to be.
 
 use hyper::StatusCode;
+use kvnode_core::admin::{AdminOp, JobState};
+use kvnode_core::topology::Outcome;
 use serde_json::json;
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -9,8 +11,6 @@ use super::admin::{Fields, decide, finish};
 use super::filters::{Answered, Asked, Counted, body, no_body, on};
 use super::reply::{Refusal, Reply};
 use super::route::{RECOVER, VIEW_DELETE, VIEW_GET, VIEW_PUT};
-use kvnode_core::admin::{AdminOp, JobState};
-use kvnode_core::topology::Outcome;
 
 /// What a removal may wait for: an earlier change that had to be finished, and then its own.
 const REMOVAL_STEPS: usize = 2;

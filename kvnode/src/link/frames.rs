@@ -9,12 +9,12 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use kvnode_core::messages::{Batch, decode, encode_onto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::auth::{Secret, TAG_LEN};
-use kvnode_core::messages::{Batch, decode, encode_onto};
 
 const LENGTH_LEN: usize = 4;
 /// What is read at once, at most, and what is kept of a buffer after a large frame.

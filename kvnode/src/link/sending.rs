@@ -9,6 +9,8 @@ use hyper::client::conn::http1;
 use hyper::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use kvnode_core::messages::Batch;
+use kvnode_types::ident::Addr;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -18,8 +20,6 @@ use super::frames::{Frames, Patience};
 use super::names::Names;
 use super::{PATH, auth, protocol};
 use crate::drill::{Drill, Way};
-use kvnode_core::messages::Batch;
-use kvnode_types::ident::Addr;
 
 /// A node that does not accept a connection for so long counts as not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);

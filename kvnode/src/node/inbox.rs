@@ -3,14 +3,14 @@
 use std::any::Any;
 use std::collections::{BTreeSet, HashMap};
 
-use tokio::sync::oneshot;
-
-use super::turn::Handled;
 use kvnode_core::Event;
 use kvnode_core::admin::AdminAnswer;
 use kvnode_core::messages::Batch;
 use kvnode_core::request::Answer;
 use kvnode_types::ident::Addr;
+use tokio::sync::oneshot;
+
+use super::turn::Handled;
 
 /// An event, and who is to learn that it was handled.
 pub(super) struct Incoming {

@@ -5,14 +5,14 @@ mod stall;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use tokio::time::timeout;
-
-use super::*;
 use kvnode_core::store::StoreError;
 use kvnode_core::store::gauge::Gauge;
 use kvnode_core::store::memory::MemoryStore;
 use kvnode_core::store::{Fact, Head, Listed, Version};
 use kvnode_types::ident::{Incarnation, Key, Slot};
+use tokio::time::timeout;
+
+use super::*;
 
 /// Syncs that wait until they are let through.
 #[derive(Default)]

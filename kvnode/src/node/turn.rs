@@ -16,6 +16,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
+use kvnode_core::loss::Identity;
+use kvnode_core::messages::Batch;
+use kvnode_core::store::{Result, StoreError, Syncer};
+use kvnode_core::{Committed, Core, Effect, Event, Now, Severity};
+use kvnode_types::ident::Addr;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -25,11 +30,6 @@ use super::{Shared, fail, lock, notices, now};
 use crate::link::{Link, LinkDone};
 use crate::room::{self, RoomGauge};
 use crate::storage::dir::DataDir;
-use kvnode_core::loss::Identity;
-use kvnode_core::messages::Batch;
-use kvnode_core::store::{Result, StoreError, Syncer};
-use kvnode_core::{Committed, Core, Effect, Event, Now, Severity};
-use kvnode_types::ident::Addr;
 
 /// Notes that a turn has panicked. Without it the node would stay there, answer reads from a core that is half changed, and
 /// leave everybody else waiting.

@@ -4,9 +4,10 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::Path;
 
+use kvnode_types::ident::Addr;
+
 use super::identity::IdentityFile;
 use super::{format, whole};
-use kvnode_types::ident::Addr;
 
 /// A data directory that belongs to this process until it is dropped.
 #[derive(Debug)]

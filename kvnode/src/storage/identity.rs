@@ -8,12 +8,12 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use serde::{Deserialize, Serialize};
-
-use super::whole;
 use kvnode_core::loss::Identity;
 use kvnode_core::topology::ClusterId;
 use kvnode_types::ident::{Incarnation, NodeId};
+use serde::{Deserialize, Serialize};
+
+use super::whole;
 
 const NAME: &str = "identity";
 

@@ -1,6 +1,7 @@
+use kvnode_types::ident::Addr;
+
 use super::*;
 use crate::topology::{ClusterId, Outcome};
-use kvnode_types::ident::Addr;
 
 fn addr(n: u32) -> Addr {
     format!("10.0.0.{n}:8090").parse().unwrap()

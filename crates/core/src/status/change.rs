@@ -1,11 +1,11 @@
 //! What a core tells about the change of the layout that runs, or ran last.
 
+use kvnode_types::ident::Addr;
 use serde::Serialize;
 
 use crate::Core;
 use crate::messages::Move;
 use crate::topology::{Change, ChangeKind, Ended, Layout, Topology, Transition};
-use kvnode_types::ident::Addr;
 
 /// The change that runs, or the last one.
 #[derive(Clone, Debug, Serialize)]

@@ -2,6 +2,8 @@
 
 mod change;
 
+use kvnode_types::ident::{Addr, Dot, Key, ShardId, Slot};
+use kvnode_types::stamp::Stamp;
 use serde::Serialize;
 
 use super::Core;
@@ -9,8 +11,6 @@ use super::topology::{SlotRun, slots_in};
 use crate::messages::Stage;
 use crate::store::{Result, Version};
 pub use change::{ChangeStatus, PlanStatus};
-use kvnode_types::ident::{Addr, Dot, Key, ShardId, Slot};
-use kvnode_types::stamp::Stamp;
 
 /// The cluster as one node sees it.
 #[derive(Clone, Debug, Serialize)]

@@ -12,9 +12,10 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use kvnode_types::ident::{Key, SLOT_COUNT, Slot};
+
 use super::gauge::{Counter, Gauge};
 use super::{Fact, Head, Listed, Result, Store, Syncer, Version, decode, decode_head, decode_listed, encode};
-use kvnode_types::ident::{Key, SLOT_COUNT, Slot};
 
 #[derive(Debug)]
 pub struct MemoryStore {

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use kvnode_types::ident::{Addr, Epoch, NodeId, Origin, ShardId, Slot};
+
 use super::{SlotRun, Topology};
 use crate::token::Seal;
-use kvnode_types::ident::{Addr, Epoch, NodeId, Origin, ShardId, Slot};
 
 /// A topology from one node's point of view.
 #[derive(Clone, Debug, Default)]

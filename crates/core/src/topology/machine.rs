@@ -5,11 +5,11 @@
 
 use std::collections::BTreeSet;
 
+use kvnode_types::ident::{Addr, Epoch, Incarnation, NodeId, ShardId};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Change, ChangeKind, Ended, Layout, Topology, Transition, plan};
-use kvnode_types::ident::{Addr, Epoch, Incarnation, NodeId, ShardId};
 
 /// Nodes of a cluster at most: a bound on what every node keeps per peer.
 pub const NODES_MAX: usize = 1_024;

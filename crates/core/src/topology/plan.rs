@@ -6,8 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::layout::{Layout, run_length};
 use kvnode_types::ident::{NodeId, SLOT_COUNT, ShardId};
+
+use super::layout::{Layout, run_length};
 
 /// Replicas that a shard must have for its loss to need more than one failure.
 pub const REPLICAS_MIN: usize = 2;

@@ -2,14 +2,14 @@ use http_body_util::{BodyExt, Full};
 use hyper::service::Service;
 use hyper::{Request, StatusCode};
 use hyper_util::service::TowerToHyperService;
+use kvnode_core::store::memory::MemoryStore;
+use kvnode_types::ident::Addr;
 
 use super::super::route::{self, TABLE};
 use super::*;
 use crate::limits::Limits;
 use crate::node::NodeHandle;
 use crate::node::tests::{parts, ready as ready_node};
-use kvnode_core::store::memory::MemoryStore;
-use kvnode_types::ident::Addr;
 
 async fn caller() -> Arc<Caller> {
     let me: Addr = "127.0.0.1:8090".parse().unwrap();

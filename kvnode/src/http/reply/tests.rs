@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kvnode_types::ident::{Epoch, Incarnation, NodeId, Origin, ShardId};
 
 use super::*;
-use kvnode_types::ident::{Epoch, Incarnation, NodeId, Origin, ShardId};
 
 /// Status, causal metadata and `Retry-After`.
 fn seen(reply: Reply) -> (u16, Option<String>, Option<String>) {

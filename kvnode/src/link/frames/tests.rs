@@ -1,8 +1,8 @@
+use kvnode_core::messages::Message;
+use kvnode_types::ident::Incarnation;
 use tokio::net::TcpListener;
 
 use super::*;
-use kvnode_core::messages::Message;
-use kvnode_types::ident::Incarnation;
 
 const PATIENCE: Patience = Patience { silence: Duration::from_secs(20), whole: Duration::from_secs(20) };
 

@@ -1,11 +1,11 @@
 use std::time::Instant;
 
+use kvnode_types::ident::Incarnation;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::*;
-use kvnode_types::ident::Incarnation;
 
 fn batch() -> Batch {
     Batch {

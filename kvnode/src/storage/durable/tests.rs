@@ -2,12 +2,12 @@ use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-
-use super::*;
 use kvnode_core::store::memory::MemoryStore;
 use kvnode_types::causal::Vector;
 use kvnode_types::ident::{Dot, Epoch, Incarnation, NodeId, Origin};
 use kvnode_types::stamp::Stamp;
+
+use super::*;
 
 fn version(number: u64) -> Version {
     let origin = Origin { node: NodeId(1), epoch: Epoch(1), incarnation: Incarnation(7) };
