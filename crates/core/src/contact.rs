@@ -204,7 +204,8 @@ impl Core {
         if new_life {
             self.life_began(&from);
         }
-        if to_me && batch.version == self.version() && self.asks_to_join() {
+        // Mostly it is known: that is the cheapest to find out.
+        if self.asks_to_join() && to_me && batch.version == self.version() {
             self.known_by(&from);
         }
         let member = self.topology.is_some();
