@@ -573,3 +573,21 @@ struct Beaten {
     progress: Option<Box<Progress>>,
     stage: Option<Stage>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever is told of a life that its node would never follow goes on hearing the present one.
+    #[test]
+    fn a_life_that_nobody_could_follow_is_not_believed() {
+        let mut peer = Peer::new();
+        peer.begin_life(Incarnation(1_900_000_000_000));
+        for lie in [Incarnation(u64::MAX), Incarnation((1 << Incarnation::BITS) - 1)] {
+            peer.learn_life(lie);
+            assert_eq!(peer.newest_life, peer.life, "{lie:?}");
+        }
+        peer.learn_life(Incarnation(1_900_000_000_001));
+        assert!(peer.newest_life > peer.life);
+    }
+}

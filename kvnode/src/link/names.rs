@@ -220,6 +220,25 @@ mod tests {
         (Names::with(Arc::new(look_up)), begun, end)
     }
 
+    /// Two names are asked for while one thread waits: it can take only one of them.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_name_does_not_wait_behind_another_that_nobody_answers() {
+        let (end, ended) = mpsc::sync_channel::<()>(0);
+        let ended = Mutex::new(ended);
+        let look_up = move |asked: &str| {
+            if asked == name(1).as_str() {
+                let _ = lock(&ended).recv();
+            }
+            Ok(somewhere())
+        };
+        let names = Names::with(Arc::new(look_up));
+        assert!(names.find(&name(0)).await.is_ok());
+        let (one, other) = (name(1), name(2));
+        let (hangs, found) = tokio::join!(names.find(&one), names.find(&other));
+        assert!(hangs.is_err() && found.is_ok(), "{hangs:?} {found:?}");
+        drop(end);
+    }
+
     #[tokio::test(flavor = "current_thread")]
     async fn a_name_server_that_never_answers_holds_up_few_threads() {
         let (names, begun, end) = silent();
