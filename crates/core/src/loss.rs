@@ -162,3 +162,21 @@ impl Core {
         self.lost = lost;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Also where a crash in the middle makes a node begin to drop what it has a second time.
+    #[test]
+    fn what_was_lost_before_stays_lost_when_the_rest_is_dropped() {
+        let real = Lost::new(Some(ClusterId(7)), "the data is gone".into());
+        let once = Lost::dropped(ClusterId(7), Some(real.clone()));
+        let twice = Lost::dropped(ClusterId(7), Some(once.clone()));
+        assert_eq!((&once, twice.earlier.as_deref()), (&twice, Some(&real)));
+        assert_eq!(Lost::dropped(ClusterId(7), None).earlier, None);
+        // As the store keeps it.
+        let kept: Option<Lost> = postcard::from_bytes(&encode_fact(&Some(twice.clone()))).unwrap();
+        assert_eq!(kept, Some(twice));
+    }
+}
